@@ -1,0 +1,138 @@
+"""From a trained small model to the files that are shipped: measure, round to bf16, write the card."""
+
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlhf_lab.pretraining.mixture import SHARES
+from rlhf_lab.pretraining.recipe import Data, summary_examples
+from rlhf_lab.summarization.candidates import sample_candidates
+from rlhf_lab.summarization.evaluation import lead_words, summary_statistics
+from rlhf_lab.text.docstrings import DocstringPair
+from rlhf_lab.training.reference import reference_logps
+
+SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a small model was measured to do on a split; every interval is a 95% bootstrap over documents."""
+
+    split: str
+    documents: int
+    loss: float
+    greedy: dict
+    sampled: dict
+    lead_words: dict
+    examples: list[dict]
+
+
+def measure(model, tokenizer, data_pairs: Sequence[DocstringPair], loss_examples, split: str = "test") -> Quality:
+    """Held-out loss (nats per summary token), ROUGE of greedy and sampled summaries, and the lead-words baseline."""
+    documents = [pair for pair in data_pairs if pair.split == split]
+    logps = reference_logps(model, loss_examples, cache_dir=None)
+    loss = -float(logps.sum()) / sum(len(e.responses[0]) for e in loss_examples)
+    greedy = sample_candidates(model, tokenizer, documents, n=1, greedy=True, progress="greedy")
+    sampled = sample_candidates(model, tokenizer, documents, n=SAMPLES, progress="sampled")
+    shown = [
+        {"description": d.description, "human": d.summary, "greedy": g[0].text, "sampled": s[0].text}
+        for d, g, s in zip(documents[:8], greedy, sampled, strict=False)
+    ]
+    statistics = summary_statistics(greedy, documents), summary_statistics(sampled, documents)
+    return Quality(split, len(documents), loss, *statistics, lead_words(documents), shown)
+
+
+def export(model, data: Data, facts: dict, name: str, folder: Path) -> Quality:
+    """Write `folder` (bf16 safetensors, tokenizer, results.json, README.md) and measure what was written."""
+    rounded = model.to(torch.bfloat16)
+    rounded.save_pretrained(folder)
+    data.tokenizer.save_pretrained(folder)
+    shipped = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    quality = measure(shipped, tokenizer, data.pairs, summary_examples(data, "test"))
+    parameters = sum(p.numel() for p in shipped.parameters())
+    results = {"name": name, "parameters": parameters, **facts, "quality": vars(quality), "versions": _versions()}
+    (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
+    (folder / "README.md").write_text(card(results), encoding="utf8")
+    return quality
+
+
+def card(results: dict) -> str:
+    """The model card, every number from `results`."""
+    quality, recipe, stages = results["quality"], results["recipe"], results["stages"]
+    read = stages["short"]["num_tokens"] + stages["long"]["num_tokens"]
+    minutes = sum(stage["minutes"] for stage in stages.values())
+    rows = [
+        ("greedy", quality["greedy"]),
+        (f"sampled, temperature 1, {SAMPLES} a document", quality["sampled"]),
+        (f"first {quality['lead_words']['words']} words of the document", quality["lead_words"]),
+    ]
+    table = "\n".join(
+        f"| {label} | {s['reward']['mean']:.3f} ({s['reward']['low']:.3f} to {s['reward']['high']:.3f}) "
+        f"| {s['rouge']['rouge1']:.3f} | {s['rouge']['rouge2']:.3f} | {s.get('length', float('nan')):.1f} |"
+        for label, s in rows
+    ).replace("nan", "-")
+    samples = "\n\n".join(
+        f"    document  {e['description']}\n    human     {e['human']}\n"
+        f"    greedy    {e['greedy']}\n    sampled   {e['sampled']}"
+        for e in quality["examples"]
+    )
+    shares = ", ".join(f"{kind} {share:.0%}" for kind, share in SHARES.items())
+    return f"""---
+library_name: transformers
+license: mit
+pipeline_tag: text-generation
+---
+
+# rlhf_lab `{results["name"]}`
+
+A Llama-architecture language model of {results["parameters"] / 1e6:.2f}M parameters ({recipe["num_hidden_layers"]} \
+layers, width {recipe["hidden_size"]}, vocabulary {recipe["vocab_size"]}, context 512) that summarises Python \
+documentation: `description <tldr> summary <eos>`. Made to be preference-tuned in minutes on a laptop, not to be used.
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model = AutoModelForCausalLM.from_pretrained("small_models/{results["name"]}")
+    tokenizer = AutoTokenizer.from_pretrained("small_models/{results["name"]}")
+
+## Quality
+
+{quality["documents"]} {quality["split"]} documents; ROUGE F1 against the author's summary line, stemmed; 95% bootstrap
+intervals over documents; measured on the shipped bf16 weights. Held-out loss {quality["loss"]:.3f} nats per summary
+token.
+
+| summaries | ROUGE-L | ROUGE-1 | ROUGE-2 | tokens |
+|---|---|---|---|---|
+{table}
+
+The first documents of the test split, not chosen:
+
+{samples}
+
+## Data
+
+Docstrings of the Python standard library and of the packages that `rlhf_lab` depends on, read with `ast`, split by a
+hash of the description. Nothing that shares a run of twelve words with a validation or test description was read.
+Mixture by tokens: {shares} (see `rlhf_lab/pretraining/mixture.py`). The docstrings are their authors', under the
+licences of those packages.
+
+## Recipe
+
+    {results["command"]}
+
+Seed {recipe["seed"]}. {read / 1e6:.1f}M tokens read ({stages["short"]["num_tokens"] / 1e6:.1f}M in rows of
+{recipe["short_length"]}, {stages["long"]["num_tokens"] / 1e6:.1f}M in rows of 512), then {recipe["sft_epochs"]:g}
+epochs of (description, summary) pairs. {minutes:.0f} minutes: {results["machine"]}. All settings and versions:
+`results.json` beside this file.
+"""
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "tokenizers")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}, "platform": sys.platform}
