@@ -11,7 +11,9 @@ The same function serves a ten-armed bandit in float64 and a sharded 8B model in
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Literal, NamedTuple
 
 import torch
@@ -48,11 +50,11 @@ class Objective:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_number("beta", self.beta, self.beta > 0.0, "a finite number above 0")
-        _check_number("alpha", self.alpha, self.alpha >= 0.0, "a finite number, 0 or above; the sign is `stance`")
-        _check_number("label_smoothing", self.label_smoothing, 0.0 <= self.label_smoothing < 0.5, "in [0, 0.5)")
+        _check_number("beta", self.beta, lambda x: x > 0, "a finite number above 0")
+        _check_number("alpha", self.alpha, lambda x: x >= 0, "a finite number, 0 or above; the sign is `stance`")
+        _check_number("label_smoothing", self.label_smoothing, lambda x: 0 <= x < 0.5, "a number in [0, 0.5)")
         if self.max_weight is not None:
-            _check_number("max_weight", self.max_weight, self.max_weight > 0.0, "a finite number above 0, or None")
+            _check_number("max_weight", self.max_weight, lambda x: x > 0, "a finite number above 0, or None")
         _check_choice("stance", self.stance, STANCES)
         _check_choice("calibration", self.calibration, CALIBRATIONS)
         if self.weighting is not None:
@@ -96,10 +98,19 @@ def preference_loss(
     chosen_logps, rejected_logps, ref_*: [B], log-probs summed over response tokens (nats). weights: [B], the product
     of both responses' `wpo_weights`, before the clamp; required if and only if `objective.weighting` is set.
     calibration_logps, ref_calibration_logps: [B], required if `objective.needs_calibration`.
-    Raises ValueError if a tensor that the objective needs is missing, or one that it would ignore is given.
-    Source: theory: VPO (2405.19320) eq. for the policy loss, WPO (2406.11827) eq. 3, cDPO (label smoothing).
+    Raises ValueError if a tensor that the objective needs is missing, one that it would ignore is given, or shapes
+    differ. Source: DPO (2305.18290), VPO (2405.19320), WPO (2406.11827), cDPO (Mitchell 2023, label smoothing).
     """
     _check_inputs(objective, weights, calibration_logps, ref_calibration_logps)
+    _check_shapes(
+        chosen_logps,
+        rejected_logps,
+        ref_chosen_logps,
+        ref_rejected_logps,
+        weights,
+        calibration_logps,
+        ref_calibration_logps,
+    )
     chosen_rewards = objective.beta * (chosen_logps - ref_chosen_logps)
     rejected_rewards = objective.beta * (rejected_logps - ref_rejected_logps)
     margins = chosen_rewards - rejected_rewards
@@ -109,9 +120,9 @@ def preference_loss(
         loss = (1 - eps) * loss - eps * F.logsigmoid(-margins)
     pair_weights = torch.ones_like(margins)
     if weights is not None:
-        pair_weights = (
-            weights.detach() if objective.max_weight is None else weights.detach().clamp(max=objective.max_weight)
-        )
+        pair_weights = weights.detach().to(margins.dtype)
+        if objective.max_weight is not None:
+            pair_weights = pair_weights.clamp(max=objective.max_weight)
         loss = pair_weights * loss
     bonus = torch.zeros_like(margins)
     if objective.alpha > 0:
@@ -130,7 +141,7 @@ def wpo_weights(token_logps: Tensor, alignment: Tensor | float, mask: Tensor) ->
     token_logps: [B, L], log pi(y_t) under the CURRENT policy. alignment: [B, L], log sum_v pi(v)^2 (sampled),
     log max_v pi(v) (greedy), or 0 (likelihood). mask: [B, L], True on response tokens, EOS included.
     Returns [B] in [0, inf): near-greedy text has w > 1. A pair's weight is the product of both responses' weights.
-    Raises ValueError if a response has no token. Source: WPO (2406.11827), section 3.
+    Raises ValueError if a response has no token. Source: WPO (2406.11827).
     """
     mask = mask.bool()
     lengths = mask.sum(-1)
@@ -140,7 +151,19 @@ def wpo_weights(token_logps: Tensor, alignment: Tensor | float, mask: Tensor) ->
     return torch.exp(excess.sum(-1) / lengths)
 
 
-def _check_inputs(objective: Objective, weights, calibration_logps, ref_calibration_logps) -> None:
+def _check_shapes(*tensors: Tensor | None) -> None:
+    """A weight of shape [B, 1] would broadcast the loss to [B, B] without a word."""
+    shapes = [tuple(tensor.shape) for tensor in tensors if tensor is not None]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"all log-probs and `weights` need one shape, [B]; got {', '.join(map(str, shapes))}")
+
+
+def _check_inputs(
+    objective: Objective,
+    weights: Tensor | None,
+    calibration_logps: Tensor | None,
+    ref_calibration_logps: Tensor | None,
+) -> None:
     if (weights is None) != (objective.weighting is None):
         verb = "needs" if weights is None else "would ignore"
         raise ValueError(f"weighting={objective.weighting!r} {verb} `weights` (the product of both `wpo_weights`)")
@@ -157,8 +180,9 @@ def _check_inputs(objective: Objective, weights, calibration_logps, ref_calibrat
         )
 
 
-def _check_number(name: str, value: float, valid: bool, expected: str) -> None:
-    if not (math.isfinite(value) and valid):
+def _check_number(name: str, value: object, valid: Callable[[float], bool], expected: str) -> None:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and valid(value)):
         raise ValueError(f"Objective({name}={value!r}): {name} must be {expected}")
 
 
@@ -167,6 +191,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"Objective({name}={value!r}): {name} must be one of {', '.join(choices)}")
 
 
+# All at beta .1, so that they can be compared, except RPO. WPO was published at beta .01.
 PRESETS: dict[str, Objective] = {
     "dpo": Objective(),
     "cdpo": Objective(label_smoothing=0.1),
@@ -181,8 +206,11 @@ PRESETS: dict[str, Objective] = {
 }
 
 
-def preset(name: str, **changes) -> Objective:
-    """The named published setting, with any field changed: `preset("vpo-offline", beta=0.05)`."""
+def preset(name: str, **changes: object) -> Objective:
+    """The named setting, with any field changed: `preset("vpo-offline", beta=0.05)` keeps alpha, not alpha * beta.
+
+    Raises ValueError if the name is unknown or a change is impossible.
+    """
     if name not in PRESETS:
         raise ValueError(f"unknown objective {name!r}; choose one of {', '.join(PRESETS)}")
     return replace(PRESETS[name], **changes)
