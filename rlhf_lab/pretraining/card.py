@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_lab.pretraining.mixture import SHARES
+from rlhf_lab.pretraining.mixture import LATE_SHARES, SHARES
 from rlhf_lab.pretraining.recipe import Data, summary_examples
 from rlhf_lab.summarization.candidates import sample_candidates
 from rlhf_lab.summarization.evaluation import lead_words, summary_statistics
@@ -84,7 +84,9 @@ def card(results: dict) -> str:
         f"    greedy    {e['greedy']}\n    sampled   {e['sampled']}"
         for e in quality["examples"]
     )
-    shares = ", ".join(f"{kind} {share:.0%}" for kind, share in SHARES.items())
+    shares = "; then ".join(
+        ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items()) for shares in (SHARES, LATE_SHARES)
+    )
     return f"""---
 library_name: transformers
 license: mit

@@ -27,8 +27,9 @@ from tokenizers import Tokenizer
 from rlhf_lab.text.docstrings import Docstring, DocstringPair, held_out_runs, word_runs
 from rlhf_lab.text.prose import first_sentences, is_prose, paragraphs, plain, sentences
 
-# Shares of tokens; they sum to one.
+# Shares of tokens; they sum to one. First English and copying, then, while the learning rate falls, mostly the task.
 SHARES = {"text": 0.30, "wide": 0.32, "clean": 0.14, "gap": 0.10, "extract": 0.10, "repeat": 0.04}
+LATE_SHARES = {"text": 0.15, "wide": 0.45, "clean": 0.20, "gap": 0.08, "extract": 0.08, "repeat": 0.04}
 WIDE_SUMMARY_WORDS = (2, 40)
 WIDE_DOCUMENT_WORDS = (8, 130)
 PARAGRAPH_WORDS = (25, 130)
@@ -118,17 +119,23 @@ def encode(tokenizer: Tokenizer, task_list: Sequence[Task]) -> list[tuple[np.nda
 
 
 def pack(
-    encoded: dict[str, list[tuple[np.ndarray, int]]], *, num_rows: int, length: int, target_weight: float, seed: int
+    encoded: dict[str, list[tuple[np.ndarray, int]]],
+    *,
+    shares: dict[str, float],
+    num_rows: int,
+    length: int,
+    target_weight: float,
+    seed: int,
 ) -> Rows:
-    """Rows of `length` + 1 ids, kinds drawn by SHARES, each kind in a new order every time it has been read through."""
+    """Rows of `length` + 1 ids, kinds drawn by `shares`, each kind in a new order each time it is read."""
     rng = random.Random(seed)
     streams = {kind: _stream(items, rng) for kind, items in encoded.items()}
     streams["repeat"] = _repeats(encoded["text"], rng)
     total = num_rows * (length + 1)
     ids, weights = np.empty(total, dtype=np.uint16), np.empty(total, dtype=np.float16)
-    used, filled = dict.fromkeys(SHARES, 0), 0
+    used, filled = dict.fromkeys(shares, 0), 0
     while filled < total:
-        kind = min(SHARES, key=lambda k: used[k] / SHARES[k])
+        kind = min(shares, key=lambda k: used[k] / shares[k])
         document, num_prompt = next(streams[kind])
         document = document[: total - filled]
         end = filled + len(document)

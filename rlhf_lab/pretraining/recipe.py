@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlhf_lab.pretraining.mixture import Rows, Task, encode, pack, tasks
+from rlhf_lab.pretraining.mixture import LATE_SHARES, SHARES, Rows, Task, encode, pack, tasks
 from rlhf_lab.pretraining.tokenizer import for_transformers, train_tokenizer
 from rlhf_lab.text.batches import Batch, Example
-from rlhf_lab.text.docstrings import DocstringPair, harvest
+from rlhf_lab.text.docstrings import DocstringPair, clean_pairs, harvest
 from rlhf_lab.training.fingerprints import model_fingerprint
 from rlhf_lab.training.loop import Losses, LossFunction, TrainingResult, train
 from rlhf_lab.training.precision import bf16_speed, pick_device
@@ -69,11 +69,12 @@ class Data:
 
 def prepare(recipe: Recipe, *, progress: bool = True) -> Data:
     """Harvest this machine's docstrings, train the tokenizer on the training part, encode every task."""
-    corpus = harvest(progress=progress)
-    found = tasks(corpus.docstrings, corpus.pairs)
+    docstrings, _, _ = harvest(progress=progress)
+    pairs = clean_pairs(docstrings)
+    found = tasks(docstrings, pairs)
     tokenizer = train_tokenizer(tokenizer_texts(found), recipe.vocab_size)
     encoded = {kind: encode(tokenizer, task_list) for kind, task_list in found.items()}
-    return Data(for_transformers(tokenizer, CONTEXT), encoded, corpus.pairs)
+    return Data(for_transformers(tokenizer, CONTEXT), encoded, pairs)
 
 
 def tokenizer_texts(found: dict[str, list[Task]]) -> list[str]:
@@ -146,6 +147,7 @@ def read_rows(
     batch_size = recipe.tokens_per_step // length // 2
     rows = pack(
         data.encoded,
+        shares=SHARES if short else LATE_SHARES,
         num_rows=steps * batch_size * 2,
         length=length,
         target_weight=TARGET_WEIGHT,

@@ -28,7 +28,7 @@ SUMMARY_WORDS = (4, 25)
 DESCRIPTION_WORDS = (20, 120)
 SPLITS = ("train", "validation", "test")
 # Part of the cache's key: raise it when the cleaning changes.
-CLEANING_VERSION = 1
+CLEANING_VERSION = 2
 OVERLAP_WORDS = 12
 
 
@@ -51,28 +51,38 @@ class Docstring(NamedTuple):
     text: str
 
 
-class Corpus(NamedTuple):
-    """What was harvested: clean pairs, every raw docstring, and how many files were read and skipped."""
+class Reading(NamedTuple):
+    """Clean pairs, how many files were read for them, and how many of those could not be parsed and were skipped."""
 
     pairs: list[DocstringPair]
-    docstrings: list[Docstring]
     files: int
     skipped: int
 
 
 def docstring_pairs(cache_dir: str | os.PathLike | None = None, *, progress: bool = True) -> list[DocstringPair]:
-    """Clean (description, summary) pairs of this machine's packages; about 30 s the first time, then from the cache."""
+    """Clean (description, summary) pairs of this machine's packages; see `read_corpus`."""
+    return read_corpus(cache_dir, progress=progress).pairs
+
+
+def read_corpus(cache_dir: str | os.PathLike | None = None, *, progress: bool = True) -> Reading:
+    """The pairs and what was read for them: harvested the first time (under a minute), then from the cache.
+
+    cache_dir: default $RLHF_LAB_CACHE, or rlhf_lab in the user's cache directory.
+    """
     path = _cache_dir(cache_dir) / f"pairs-{_environment_key()}.jsonl"
     if path.exists():
         with path.open(encoding="utf8") as file:
-            return [DocstringPair(**json.loads(line)) for line in file]
-    pairs = harvest(progress=progress).pairs
-    _write_atomically(path, "".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs))
-    return pairs
+            counts, *pairs = map(json.loads, file)
+        return Reading([DocstringPair(**pair) for pair in pairs], **counts)
+    docstrings, files, skipped = harvest(progress=progress)
+    reading = Reading(clean_pairs(docstrings), files, skipped)
+    lines = [{"files": files, "skipped": skipped}, *map(asdict, reading.pairs)]
+    _write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return reading
 
 
-def harvest(*, progress: bool = True) -> Corpus:
-    """Reads every source file of the standard library and the declared dependencies; uncached."""
+def harvest(*, progress: bool = True) -> tuple[list[Docstring], int, int]:
+    """Every docstring of the standard library and the declared dependencies; the numbers of files read and skipped."""
     files = list(source_files())
     docstrings: list[Docstring] = []
     skipped = 0
@@ -81,7 +91,7 @@ def harvest(*, progress: bool = True) -> Corpus:
         for result in tqdm(found, total=len(files), desc="reading docstrings", unit="file", disable=not progress):
             skipped += result is None
             docstrings.extend(result or ())
-    return Corpus(clean_pairs(docstrings), docstrings, len(files), skipped)
+    return docstrings, len(files), skipped
 
 
 def source_files() -> Iterator[tuple[str, str]]:
