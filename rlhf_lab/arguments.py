@@ -1,0 +1,171 @@
+"""Command-line flags from dataclasses: every field is a flag and a YAML key, converted by its type, never ignored.
+
+Flags override the YAML file; `--bf16` alone means true, `--max_weight none` means None, `--learning-rate` is
+`--learning_rate`; a name that is not known is refused with the nearest one that is.
+"""
+
+import argparse
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without guessed abbreviations, but with a suggestion for an unknown flag; errors raise ValueError."""
+
+    def __init__(self, **options: Any) -> None:
+        self.known_flags: list[str] = []
+        options = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter} | options
+        super().__init__(**options)
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        self.known_flags += [name for name in names if name.startswith("--")]
+        return super().add_argument(*names, **options)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        args = [self._underscored(arg) for arg in (sys.argv[1:] if args is None else args)]
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            raise ValueError(f"unknown argument {flag}{_nearest(flag, self.known_flags)}; see {self.prog} --help")
+        return found
+
+    def _underscored(self, arg: str) -> str:
+        flag, equals, value = arg.partition("=")
+        name = "--" + flag[2:].replace("-", "_")
+        return name + equals + value if flag.startswith("--") and name in self.known_flags else arg
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def add_fields(parser: argparse.ArgumentParser, *classes: type) -> None:
+    """One flag per field of the dataclasses, and --config; only flags that are given appear in the namespace."""
+    parser.add_argument("--config", metavar="FILE.yaml", default=argparse.SUPPRESS, help="settings by name, in YAML")
+    for cls in classes:
+        group = parser.add_argument_group(cls.__name__)
+        for field in fields(cls):
+            # Flags are also registered at the parser, whose list serves the suggestions.
+            parser.known_flags.append(f"--{field.name}")
+            group.add_argument(f"--{field.name}", **_flag_options(field, get_type_hints(cls)[field.name]))
+
+
+def read_values(namespace: argparse.Namespace, *classes: type) -> dict[str, Any]:
+    """{name: converted value} of everything that was given, flags before the YAML file.
+
+    Raises ValueError that names the flag or key for unknown names and values of the wrong type.
+    """
+    given = vars(namespace)
+    hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
+    values = read_yaml(given["config"], hints) if "config" in given else {}
+    values |= {name: value for name, value in given.items() if name in hints}
+    return {name: convert(value, hints[name], name) for name, value in values.items()}
+
+
+def read_yaml(path: str | Path, known: Iterable[str]) -> dict[str, Any]:
+    """The mapping in a YAML file; raises ValueError if it is none, or for a key that is not in `known`."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold `name: value` lines, but holds {type(content).__name__}")
+    values = {str(key).replace("-", "_"): value for key, value in content.items()}
+    for key in values.keys() - set(known):
+        raise ValueError(f"{path}: unknown setting {key!r}{_nearest(key, list(known))}")
+    return values
+
+
+def build(cls: type[T], values: dict[str, Any]) -> T:
+    """The dataclass from those of `values` that are its fields; raises ValueError that names missing ones."""
+    missing = [f.name for f in fields(cls) if _required(f) and f.name not in values]
+    if missing:
+        raise ValueError(f"{', '.join('--' + name for name in missing)} must be given (as a flag, or in the YAML file)")
+    return cls(**pick(cls, values))
+
+
+def pick(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Those of `values` that are fields of the dataclass."""
+    return {field.name: values[field.name] for field in fields(cls) if field.name in values}
+
+
+def convert(value: Any, hint: Any, name: str) -> Any:
+    """A flag's text or a YAML value as the type `hint`: int, float, bool, str, Literal, tuple, dict, or one of several.
+
+    Raises ValueError that names the setting, the value and what was expected.
+    """
+    options = get_args(hint) if get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    is_none = value is None or (isinstance(value, str) and value.lower() in ("none", "null"))
+    if is_none and type(None) in options:
+        return None
+    if is_none and get_origin(hint) is tuple:
+        return ()
+    for option in options:
+        try:
+            if option is not type(None):
+                return _convert_to(value, option)
+        except (ValueError, TypeError, KeyError):
+            continue
+    expected = " or ".join(_describe(option) for option in options)
+    raise ValueError(f"--{name} must be {expected}, got {value!r}")
+
+
+def _convert_to(value: Any, kind: Any) -> Any:
+    origin = get_origin(kind)
+    if origin is Literal:
+        return get_args(kind)[get_args(kind).index(value)]
+    if origin is tuple:
+        parts = value.replace(",", " ").split() if isinstance(value, str) else list(value)
+        return tuple(_convert_to(part, get_args(kind)[0]) for part in parts)
+    if origin is dict:
+        pairs = value.items() if isinstance(value, dict) else (part.split("=", 1) for part in value.split(","))
+        return {str(key).strip(): convert(item, get_args(kind)[1], key) for key, item in pairs}
+    if kind is bool:
+        return value if isinstance(value, bool) else {"true": True, "false": False}[str(value).lower()]
+    if (
+        isinstance(value, bool)
+        or (kind is int and isinstance(value, float))
+        or not isinstance(value, str | int | float)
+    ):
+        raise TypeError(value)
+    return kind(value)
+
+
+def _flag_options(field: Field, hint: Any) -> dict[str, Any]:
+    options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "metavar": _describe(hint)}
+    options["help"] = "required" if _required(field) else f"default: {str(field.default).replace('%', '%%')}"
+    if hint is bool:
+        options |= {"nargs": "?", "const": True}
+    return options
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) in (types.UnionType, typing.Union):
+        return "|".join(map(_describe, get_args(hint)))
+    if get_origin(hint) is Literal:
+        return "|".join(map(str, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return f"{_describe(get_args(hint)[0])},.."
+    if get_origin(hint) is dict:
+        return "name=value,.."
+    return "none" if hint is type(None) else {"bool": "true|false", "str": "TEXT"}.get(hint.__name__, hint.__name__)
+
+
+def _required(field: Field) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(
+        name.replace("-", "_").lstrip("_"), [k.lstrip("-") for k in known], n=1, cutoff=0.5
+    )
+    return f" (did you mean {'--' if name.startswith('-') else ''}{near[0]}?)" if near else ""

@@ -1,0 +1,179 @@
+"""Checkpoints that are whole or absent: written beside their place, flushed to the disk, then renamed.
+
+    output_dir/checkpoint-40/   model.safetensors  config.json  optimizer.safetensors  rng.safetensors  state.json
+
+A directory named checkpoint-N is therefore always complete, whenever the process was killed, and opens in plain
+transformers as well. It also says what it belongs to: the `identity` of model, data, reference, objective and settings.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
+
+from rlhf_lab.training.settings import TrainingSettings
+
+TEMPORARY = ".unfinished-"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after `step` optimizer steps: the next step is `index` of `epoch`; sums not yet logged."""
+
+    step: int = 0
+    epoch: int = 0
+    index: int = 0
+    num_tokens: int = 0
+    sums: dict[str, float] | None = None
+
+
+def save_checkpoint(
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    progress: Progress,
+    identity: dict[str, str],
+    settings: TrainingSettings,
+) -> Path:
+    """Write output_dir/checkpoint-STEP atomically, then delete all but the newest save_total_limit."""
+    final = Path(settings.output_dir) / f"checkpoint-{progress.step}"
+    unfinished = final.with_name(f"{TEMPORARY}{final.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    # Sharded training will gather (or write by torch.distributed.checkpoint) here, and read in load_checkpoint.
+    save_model(model, str(unfinished / "model.safetensors"), metadata={"format": "pt"})
+    if hasattr(model, "config"):
+        model.config.save_pretrained(unfinished)
+    save_file(_optimizer_tensors(model, optimizers), unfinished / "optimizer.safetensors")
+    rng_tensors, rng_numbers = _rng_state()
+    save_file(rng_tensors, unfinished / "rng.safetensors")
+    state = {"progress": asdict(progress), "identity": identity, "rng": rng_numbers}
+    (unfinished / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+    flush(unfinished)
+    unfinished.rename(final)
+    flush(final.parent, recurse=False)
+    for old in checkpoints(settings.output_dir)[: -settings.save_total_limit]:
+        remove(old)
+    return final
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Progress:
+    """Put weights, optimizer and random-number generators into the state of the checkpoint; returns its progress."""
+    load_model(model, str(path / "model.safetensors"))
+    _load_optimizers(load_file(path / "optimizer.safetensors"), model, optimizers)
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    _set_rng_state(load_file(path / "rng.safetensors"), state["rng"])
+    return Progress(**state["progress"])
+
+
+def check_identity(path: Path, identity: dict[str, str]) -> None:
+    """Raises ValueError that lists every difference between the checkpoint's identity and this run's."""
+    saved = json.loads((path / "state.json").read_text(encoding="utf-8"))["identity"]
+    names = sorted(saved.keys() | identity.keys())
+    differences = [
+        f"  {name}: {saved.get(name, 'absent')} in the checkpoint, {identity.get(name, 'absent')} now"
+        for name in names
+        if saved.get(name) != identity.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{path} belongs to another run and cannot be continued by this one. What differs:\n"
+            + "\n".join(differences)
+            + "\nChoose another output_dir, or start over with resume=False (which deletes the checkpoints there)."
+        )
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """The complete checkpoints in `output_dir`, oldest first."""
+    found = [p for p in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint such that a kill half-way leaves no directory that looks like a checkpoint."""
+    doomed = path.with_name(f"{TEMPORARY}{path.name}-deleted")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def remove_unfinished(output_dir: str | Path) -> None:
+    """Delete what a killed run left half-written."""
+    for path in Path(output_dir).glob(f"{TEMPORARY}*"):
+        shutil.rmtree(path)
+
+
+def save_final(model: nn.Module, tokenizer, output_dir: str | Path) -> None:
+    """save_pretrained of model and tokenizer; files appear in output_dir one by one, each of them whole."""
+    unfinished = Path(output_dir) / f"{TEMPORARY}final"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    model.save_pretrained(unfinished)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(unfinished)
+    flush(unfinished)
+    for file in sorted(unfinished.iterdir()):
+        file.replace(Path(output_dir) / file.name)
+    unfinished.rmdir()
+
+
+def flush(path: Path, *, recurse: bool = True) -> None:
+    """fsync a directory and, if asked, all files in it: a rename must not become durable before its content."""
+    for entry in [*(path.iterdir() if recurse else ()), path]:
+        descriptor = os.open(entry, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _optimizer_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """{"layer.weight/exp_avg": ..}: learning rates and the like are not saved, they follow from the settings."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}/{key}": value.contiguous()
+        for optimizer in optimizers
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+
+
+def _load_optimizers(tensors: dict[str, Tensor], model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for full_name, value in tensors.items():
+        name, key = full_name.rsplit("/", 1)
+        by_name.setdefault(name, {})[key] = value
+    for optimizer in optimizers:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        state = {i: by_name[names[p]] for i, p in enumerate(parameters) if names[p] in by_name}
+        # torch's own loader puts every tensor on the right device.
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _rng_state() -> tuple[dict[str, Tensor], dict]:
+    """All random-number generators: tensors for torch and CUDA, numbers for numpy and python."""
+    tensors = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {f"cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    kind, keys, *rest = numpy.random.get_state()
+    return tensors, {"numpy": [kind, keys.tolist(), *rest], "python": random.getstate()}
+
+
+def _set_rng_state(tensors: dict[str, Tensor], numbers: dict) -> None:
+    torch.set_rng_state(tensors["torch"])
+    for name, state in tensors.items():
+        if name.startswith("cuda.") and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state, int(name.split(".")[1]))
+    kind, keys, *rest = numbers["numpy"]
+    numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
+    version, internal, gauss = numbers["python"]
+    random.setstate((version, tuple(internal), gauss))

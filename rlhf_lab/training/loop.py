@@ -1,0 +1,203 @@
+"""The training loop, in plain torch, read from top to bottom: SFT, preference training and pretraining all run it.
+
+A task is one function, loss_fn(model, batch, rows) -> Losses: per-example losses, weights and metrics. Minimised is
+
+    sum of losses / sum of weights       over ALL examples of an optimizer step
+
+so that batch size 8, or 2 batches of 4 with accumulation, take the same step.
+"""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from rlhf_lab.text.batches import Batch, Example, collate, token_budget_batches
+from rlhf_lab.training import checkpoints, schedule
+from rlhf_lab.training.checkpoints import Progress
+from rlhf_lab.training.health import StepRecord, check_finite, warn_if_margin_stays_zero
+from rlhf_lab.training.metrics import Averages, MetricsLog, read_metrics
+from rlhf_lab.training.models import eval_mode, set_gradient_checkpointing
+from rlhf_lab.training.optim import make_optimizers, scale_and_clip
+from rlhf_lab.training.precision import autocast, check_master_weights, pick_device
+from rlhf_lab.training.settings import TrainingSettings
+
+
+class Losses(NamedTuple):
+    """What a task says about a batch of B examples.
+
+    loss: [B], with gradient. weights: [B], what the loss is divided by (preference: 1 per pair; SFT: response tokens,
+    and `loss` is then the summed NLL). metrics: [B] each, detached means within an example, averaged by the weights.
+    """
+
+    loss: Tensor
+    weights: Tensor
+    metrics: dict[str, Tensor]
+
+
+# rows: [B], the indices of the batch's examples in the sequence that was given to `train` or `evaluate`.
+LossFunction = Callable[[nn.Module, Batch, Tensor], Losses]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The trained model (in evaluation mode) and what was measured on the way.
+
+    metrics: the last value of everything that was logged. history: the rows of output_dir/metrics.jsonl.
+    resumed_from: the checkpoint that this call continued, if it did. seconds: wall clock of this call.
+    """
+
+    model: nn.Module
+    output_dir: Path
+    steps: int
+    metrics: dict[str, float]
+    history: list[dict[str, float]]
+    seconds: float
+    resumed_from: Path | None = None
+
+
+def train(
+    model: nn.Module,
+    examples: Sequence[Example],
+    loss_fn: LossFunction,
+    settings: TrainingSettings,
+    *,
+    eval_examples: Sequence[Example] | None = None,
+    eval_loss_fn: LossFunction | None = None,
+    tokenizer=None,
+    identity: dict[str, str] | None = None,
+) -> TrainingResult:
+    """Train `model` in place on `examples`; output_dir receives checkpoints, metrics.jsonl and the final model.
+
+    eval_loss_fn: the loss on `eval_examples`, if it is not `loss_fn` (say, because their references differ).
+    identity: what the weights are made from (model, data, reference, objective ..). A checkpoint in output_dir is
+    continued if its identity and settings are the same, and refused with a list of the differences otherwise.
+    Raises ValueError for bad input, FloatingPointError if a loss or gradient is not finite.
+    """
+    begin = time.perf_counter()
+    if not examples:
+        raise ValueError("train: there are no examples to train on")
+    device = pick_device(settings.device)
+    _prepare(model, settings, device)
+    optimizers = make_optimizers(model, settings)
+    total = schedule.total_steps(examples, settings)
+    identity = (identity or {}) | settings.identity()
+    resumed_from, progress = _resume(model, optimizers, settings, identity)
+    step, num_tokens, last_saved = progress.step, progress.num_tokens, resumed_from
+    averages = Averages(progress.sums, device)
+    unchecked: list[StepRecord] = []
+
+    with MetricsLog(settings, total, step) as log:
+        if eval_examples and settings.eval_on_start and step == 0:
+            log.write(step, evaluate(model, eval_examples, eval_loss_fn or loss_fn, settings))
+
+        for place, micro_batches in schedule.walk(examples, settings, progress.epoch, progress.index):
+            if step == total:
+                break
+            lr = schedule.learning_rate(step, total, settings)
+            record = StepRecord(step + 1, [], torch.zeros(()))
+            total_weight = torch.zeros((), device=device)
+            for indices in micro_batches:  # distributed: each rank takes its share of these
+                batch = collate([examples[i] for i in indices], device)
+                with autocast(device, settings.bf16):
+                    losses = loss_fn(model, batch, torch.tensor(indices, device=device))
+                losses.loss.sum().backward()
+                total_weight = total_weight + losses.weights.sum()  # distributed: summed over ranks
+                averages.add(losses.loss, losses.weights, losses.metrics)
+                record.batches.append((batch.rows, losses.loss.detach()))
+                num_tokens += batch.num_tokens
+
+            grad_norm = scale_and_clip(model.parameters(), total_weight, settings.max_grad_norm)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                optimizer.step()
+                optimizer.zero_grad()
+            step += 1
+            log.advance()
+            unchecked.append(record._replace(grad_norm=grad_norm))
+
+            last = step == total
+            logging, saving = _due(step, settings.logging_steps, last), _due(step, settings.save_steps, last)
+            if logging or saving:  # only here the host waits for the device
+                check_finite(unchecked, last_saved)
+                unchecked.clear()
+            if logging:
+                epoch = place.epoch + (place.index + 1) / place.steps_in_epoch
+                now = {"grad_norm": float(grad_norm), "learning_rate": lr, "epoch": epoch, "num_tokens": num_tokens}
+                row = averages.read_and_clear() | now
+                log.write(step, row)
+                warn_if_margin_stays_zero(row, step)
+            if eval_examples and (last or _due(step, settings.eval_steps, last)):
+                log.write(step, evaluate(model, eval_examples, eval_loss_fn or loss_fn, settings))
+            if saving:
+                done = Progress(step, place.epoch, place.index + 1, num_tokens, averages.state())
+                last_saved = checkpoints.save_checkpoint(model, optimizers, done, identity, settings)
+
+    _finish(model, tokenizer, settings)
+    history = read_metrics(settings.output_dir)
+    latest = {name: value for row in history for name, value in row.items()}
+    seconds = time.perf_counter() - begin
+    return TrainingResult(model, Path(settings.output_dir), step, latest, history, seconds, resumed_from)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, examples: Sequence[Example], loss_fn: LossFunction, settings: TrainingSettings
+) -> dict[str, float]:
+    """Loss and metrics over all of `examples`, in evaluation mode, under the names eval_loss, eval_..."""
+    device = next(model.parameters()).device
+    limits = settings.tokens_per_batch, settings.per_device_train_batch_size
+    averages = Averages()
+    with eval_mode(model), autocast(device, settings.bf16):
+        for indices in token_budget_batches(examples, *limits, seed=0, epoch=0):
+            batch = collate([examples[i] for i in indices], device)
+            averages.add(*loss_fn(model, batch, torch.tensor(indices, device=device)))
+    return {f"eval_{name}": value for name, value in averages.read_and_clear().items()}
+
+
+def _prepare(model: nn.Module, settings: TrainingSettings, device: torch.device) -> None:
+    """The one place where a model is moved and put into training mode (and, when distributed, `fully_shard`ed)."""
+    check_master_weights(model)
+    model.to(device).train()
+    if settings.gradient_checkpointing:
+        set_gradient_checkpointing(model, True)
+    random.seed(settings.seed)
+    numpy.random.seed(settings.seed)
+    torch.manual_seed(settings.seed)
+
+
+def _resume(
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    settings: TrainingSettings,
+    identity: dict[str, str],
+) -> tuple[Path | None, Progress]:
+    """Load the last checkpoint of output_dir if it is this run's; without one (or resume=False) start at step 0."""
+    checkpoints.remove_unfinished(settings.output_dir)
+    found = checkpoints.checkpoints(settings.output_dir)
+    if not settings.resume:
+        for path in found:
+            checkpoints.remove(path)
+    if not settings.resume or not found:
+        return None, Progress()
+    checkpoints.check_identity(found[-1], identity)
+    return found[-1], checkpoints.load_checkpoint(found[-1], model, optimizers)
+
+
+def _finish(model: nn.Module, tokenizer, settings: TrainingSettings) -> None:
+    if settings.gradient_checkpointing:
+        set_gradient_checkpointing(model, False)
+    model.eval()
+    if hasattr(model, "save_pretrained"):
+        checkpoints.save_final(model, tokenizer, settings.output_dir)
+
+
+def _due(step: int, every: int, last: bool) -> bool:
+    return every > 0 and (last or step % every == 0)

@@ -1,0 +1,145 @@
+"""Preference training: DPO, cDPO, WPO, VPO online and offline, XPO and RPO, by the one objective."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlhf_lab.objective import Objective, preference_loss, wpo_weights
+from rlhf_lab.text.batches import Batch, Example, collate
+from rlhf_lab.text.logps import ResponseLogps, response_logps
+from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint
+from rlhf_lab.training.loop import Losses, LossFunction, TrainingResult, train
+from rlhf_lab.training.models import check_responses, disable_dropout, eval_mode, load_model
+from rlhf_lab.training.precision import autocast, check_master_weights, pick_device
+from rlhf_lab.training.reference import reference_logps
+from rlhf_lab.training.schedule import epoch_steps
+from rlhf_lab.training.settings import TrainingSettings
+
+# Policy and reference are one model before the first step, but batches of another shape round differently: by this many
+# nats per response token on average, at most.
+TOLERANCE_FLOAT32 = 1e-3
+TOLERANCE_BF16 = 5e-2
+
+
+def train_preference(
+    model: PreTrainedModel | str | Path,
+    tokenizer,
+    examples: Sequence[Example],
+    objective: Objective,
+    settings: TrainingSettings,
+    *,
+    eval_examples: Sequence[Example] | None = None,
+    reference: PreTrainedModel | str | Path | None = None,
+    cache_dir: str | Path | None = None,
+) -> TrainingResult:
+    """Train a model (or the model at a path or hub id) on comparisons with `objective`; a model is trained in place.
+
+    examples: responses (chosen, rejected), and a third one, the calibration response, if the objective needs it.
+    reference: another model or path; None: the model's own initial weights. Its log-probs are computed first, in a
+    phase of their own, and cached in cache_dir (default: output_dir/reference); no second model stays in memory.
+    tokenizer: saved beside the result, may be None. Dropout is switched off in the model.
+    Metrics: `rewards/..` and `logps/..` as in TRL, `logps/chosen_displacement` = mean h(y+), `vpo/bonus` if alpha > 0,
+    `wpo/weight_mean` if weighted. Raises ValueError for examples of the wrong shape, a reference that is not what it
+    should be, or a checkpoint of another run; FloatingPointError if a loss or gradient is not finite.
+    """
+    count = 3 if objective.needs_calibration else 2
+    task = "preference training" + (" with separate calibration responses" if count == 3 else "")
+    check_responses(examples, count, "examples", task)
+    check_responses(eval_examples or (), count, "eval_examples", task)
+    model = load_model(model).to(pick_device(settings.device))
+    check_master_weights(model)
+    disable_dropout(model)
+    own = model_fingerprint(model)
+    identity = {"task": "preference", "objective": repr(objective), "model": own, "data": data_fingerprint(examples)}
+
+    reference_model = model if reference is None else load_model(reference).to(model.device)
+    identity["reference"] = own if reference is None else model_fingerprint(reference_model)
+    cached = {
+        "cache_dir": cache_dir or Path(settings.output_dir) / "reference",
+        "bf16": settings.bf16,
+        "fingerprint": identity["reference"],
+        "disable_tqdm": settings.disable_tqdm,
+    }
+    ref_logps = reference_logps(reference_model, examples, **cached).to(model.device)
+    eval_ref_logps = reference_logps(reference_model, eval_examples or (), **cached).to(model.device)
+    del reference_model
+    if reference is None:
+        assert_margin_zero(model, examples, ref_logps, settings)
+    return train(
+        model,
+        examples,
+        preference_loss_fn(objective, ref_logps),
+        settings,
+        eval_examples=eval_examples,
+        eval_loss_fn=preference_loss_fn(objective, eval_ref_logps),
+        tokenizer=tokenizer,
+        identity=identity,
+    )
+
+
+def preference_loss_fn(objective: Objective, ref_logps: Tensor) -> LossFunction:
+    """The loop's loss function for an objective; ref_logps: [N, K] for all examples, on the model's device."""
+
+    def loss_fn(model: PreTrainedModel, batch: Batch, rows: Tensor) -> Losses:
+        return preference_losses(
+            objective, response_logps(model, batch, weighting=objective.weighting), ref_logps[rows]
+        )
+
+    return loss_fn
+
+
+def preference_losses(objective: Objective, policy: ResponseLogps, ref_logps: Tensor) -> Losses:
+    """The objective on a batch: policy's and reference's log-probs of (chosen, rejected[, calibration]) -> Losses.
+
+    ref_logps: [B, K]. Each pair counts once, whatever its WPO weight: the loss is a plain mean over pairs.
+    """
+    logps = policy.logps
+    weights = None
+    if objective.weighting is not None:
+        each = [wpo_weights(policy.token_logps[:, k], policy.alignment[:, k], policy.mask[:, k]) for k in (0, 1)]
+        weights = each[0] * each[1]
+    calibration = {}
+    if objective.needs_calibration:
+        calibration = {"calibration_logps": logps[:, 2], "ref_calibration_logps": ref_logps[:, 2]}
+    result = preference_loss(
+        objective, logps[:, 0], logps[:, 1], ref_logps[:, 0], ref_logps[:, 1], weights=weights, **calibration
+    )
+    metrics = {
+        "rewards/chosen": result.chosen_rewards,
+        "rewards/rejected": result.rejected_rewards,
+        "rewards/accuracies": (result.margins > 0).float(),
+        "rewards/margins": result.margins,
+        "logps/chosen": logps[:, 0].detach(),
+        "logps/rejected": logps[:, 1].detach(),
+        "logps/chosen_displacement": (logps - ref_logps)[:, 0].detach(),
+    }
+    if objective.alpha > 0:
+        metrics["vpo/bonus"] = result.bonus
+    if objective.weighting is not None:
+        metrics["wpo/weight_mean"] = result.weights
+    return Losses(result.loss, torch.ones_like(result.loss), metrics)
+
+
+@torch.no_grad()
+def assert_margin_zero(
+    model: PreTrainedModel, examples: Sequence[Example], ref_logps: Tensor, settings: TrainingSettings
+) -> None:
+    """Before the first step policy and reference are one model, so h(y) = 0 on the first batch, up to rounding.
+
+    Raises ValueError otherwise: then the references belong to other weights, tokens or another mode of the model.
+    """
+    indices = epoch_steps(examples, settings, 0)[0][0]
+    batch = collate([examples[i] for i in indices], model.device)
+    with eval_mode(model), autocast(model.device, settings.bf16):
+        policy = response_logps(model, batch)
+    gaps = ((policy.logps - ref_logps[indices]).abs() / policy.lengths).mean(1)
+    tolerance = TOLERANCE_BF16 if settings.bf16 else TOLERANCE_FLOAT32
+    if not float(gaps.mean()) <= tolerance:  # also refuses NaN
+        raise ValueError(
+            "before the first step, policy and reference should agree, but they differ by "
+            f"{gaps.mean():.3g} nats per token (tolerance {tolerance}), most in row {batch.rows[gaps.argmax()]}. "
+            "The cached reference log-probs do not belong to this model; delete the cache, or name the `reference`."
+        )

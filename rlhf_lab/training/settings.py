@@ -1,0 +1,113 @@
+"""The settings of one training run, named as in transformers and TRL."""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+Scheduler = Literal["cosine", "linear", "constant"]
+Optimizer = Literal["adamw", "muon"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+
+SCHEDULERS = ("cosine", "linear", "constant")
+OPTIMIZERS = ("adamw", "muon")
+TRACKERS = ("tensorboard", "wandb", "trackio")
+
+# These say where a run writes and what it shows; all other settings decide its weights, and a resumed run must agree.
+_NOT_PART_OF_THE_RESULT = {
+    "output_dir",
+    "logging_steps",
+    "eval_steps",
+    "eval_on_start",
+    "save_steps",
+    "save_total_limit",
+    "report_to",
+    "run_name",
+    "resume",
+    "disable_tqdm",
+}
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How long, how fast and where to train; an optimizer step sees batch size x accumulation examples.
+
+    output_dir: checkpoints, metrics.jsonl and the final model go here.
+    num_train_epochs: passes over the examples, may be a fraction; max_steps > 0 overrides it.
+    per_device_train_batch_size: examples (pairs) run at once. tokens_per_batch: tokens run at once; with both, the
+    first limit reached closes a batch. gradient_accumulation_steps: batches per optimizer step.
+    warmup_ratio: share of the steps in which the learning rate rises linearly, in [0, 1).
+    optimizer: "muon" uses Muon for the hidden matrices and AdamW for everything else.
+    max_grad_norm: gradients are scaled down to this norm; 0 = never. bf16: autocast; the weights stay float32.
+    seed: order of the data and dropout.
+    logging_steps, eval_steps, save_steps: in optimizer steps. eval_steps 0 = at the end only; save_steps 0 = no
+    checkpoints at all. save_total_limit: this many checkpoints are kept.
+    report_to: any of tensorboard, wandb, trackio, besides output_dir/metrics.jsonl.
+    resume: continue from the last checkpoint in output_dir; False deletes the checkpoints there and starts over.
+    device: "auto" takes a GPU if there is one.
+    Raises ValueError that names the setting.
+    """
+
+    output_dir: str
+    learning_rate: float = 1e-5
+    num_train_epochs: float = 1.0
+    max_steps: int = -1
+    per_device_train_batch_size: int | None = None
+    tokens_per_batch: int | None = None
+    gradient_accumulation_steps: int = 1
+    lr_scheduler_type: Scheduler = "cosine"
+    warmup_ratio: float = 0.1
+    optimizer: Optimizer = "adamw"
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    device: str = "auto"
+    logging_steps: int = 10
+    eval_steps: int = 0
+    eval_on_start: bool = False
+    save_steps: int = 500
+    save_total_limit: int = 2
+    report_to: tuple[Tracker, ...] = ()
+    run_name: str | None = None
+    resume: bool = True
+    disable_tqdm: bool = False
+
+    def __post_init__(self) -> None:
+        if self.per_device_train_batch_size is None and self.tokens_per_batch is None:
+            object.__setattr__(self, "per_device_train_batch_size", 8)
+        object.__setattr__(self, "output_dir", str(self.output_dir))
+        self._check_choices()
+        self._check_numbers()
+
+    def _check_choices(self) -> None:
+        chosen = [("lr_scheduler_type", self.lr_scheduler_type, SCHEDULERS), ("optimizer", self.optimizer, OPTIMIZERS)]
+        if isinstance(self.report_to, str):
+            raise ValueError(f"TrainingSettings: report_to must be a tuple like ('wandb',), got {self.report_to!r}")
+        chosen += [("report_to", name, TRACKERS) for name in self.report_to]
+        for name, value, choices in chosen:
+            if value not in choices:
+                raise ValueError(f"TrainingSettings: {name} must be one of {', '.join(choices)}, got {value!r}")
+
+    def _check_numbers(self) -> None:
+        at_least = {"learning_rate": 0, "weight_decay": 0, "adam_epsilon": 0, "max_grad_norm": 0, "warmup_ratio": 0}
+        at_least |= {"adam_beta1": 0, "adam_beta2": 0, "num_train_epochs": 0, "eval_steps": 0, "save_steps": 0}
+        at_least |= {"gradient_accumulation_steps": 1, "logging_steps": 1, "save_total_limit": 1}
+        at_least |= {"per_device_train_batch_size": 1, "tokens_per_batch": 1}
+        for name, lowest in at_least.items():
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= lowest):
+                raise ValueError(f"TrainingSettings: {name} must be a finite number of at least {lowest}, got {value}")
+        for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
+            if getattr(self, name) >= 1:
+                raise ValueError(f"TrainingSettings: {name} must be below 1, got {getattr(self, name)}")
+        if self.max_steps <= 0 and (self.max_steps != -1 or self.num_train_epochs == 0):
+            raise ValueError("TrainingSettings: give num_train_epochs above 0, or max_steps above 0 (-1: by epochs)")
+
+    def identity(self) -> dict[str, str]:
+        """The settings that decide the weights: a checkpoint continues only under the same ones."""
+        names = [field.name for field in fields(self) if field.name not in _NOT_PART_OF_THE_RESULT]
+        return {f"settings.{name}": repr(getattr(self, name)) for name in names}

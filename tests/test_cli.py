@@ -1,0 +1,231 @@
+"""The command line: flags from dataclasses, YAML, refusals in one line, and whole runs from files."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM
+
+from rlhf_lab import cli, doctor
+from rlhf_lab.arguments import Parser, add_fields, build, convert, read_values
+from tests.training_helpers import tiny_llama, tiny_tokenizer
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Cake:
+    name: str
+    eggs: int = 2
+    sugar: float | None = 0.5
+    vegan: bool = False
+    form: Literal["round", "square"] = "round"
+    layers: tuple[Literal["cream", "jam"], ...] = ()
+    map: dict[str, str | None] | str | None = None
+
+
+def parse(*flags):
+    parser = Parser(prog="bake")
+    add_fields(parser, Cake)
+    return read_values(parser.parse_args(flags), Cake)
+
+
+def test_flags_become_typed_values():
+    assert parse() == {}
+    flags = ("--name", "x", "--eggs", "3", "--sugar=1e-5", "--vegan", "--form", "square", "--layers", "cream,jam")
+    assert build(Cake, parse(*flags)) == Cake("x", 3, 1e-5, True, "square", ("cream", "jam"))
+    assert parse("--sugar", "none", "--vegan", "false", "--layers", "none") == {
+        "sugar": None,
+        "vegan": False,
+        "layers": (),
+    }
+    assert parse("--map", "a=b,c=none") == {"map": {"a": "b", "c": None}}
+    assert parse("--map", "org/data") == {"map": "org/data"}
+
+
+def test_dashes_are_underscores():
+    @dataclass(frozen=True)
+    class Two:
+        two_words: int = 0
+
+    parser = Parser(prog="bake")
+    add_fields(parser, Two)
+    assert (
+        vars(parser.parse_args(["--two-words", "5"]))
+        == vars(parser.parse_args(["--two_words=5"]))
+        == {"two_words": "5"}
+    )
+
+
+def test_flags_override_the_file(tmp_path):
+    (tmp_path / "c.yaml").write_text("name: lemon\neggs: 4\nsugar: 1e-3\nlayers: [jam]\nmap: {a: null}\n")
+    values = parse("--config", str(tmp_path / "c.yaml"), "--eggs", "1")
+    # YAML reads 1e-3 as text: the field's type makes it a number.
+    assert values == {"name": "lemon", "eggs": 1, "sugar": 1e-3, "layers": ("jam",), "map": {"a": None}}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--egs", "3"), r"unknown argument --egs \(did you mean --eggs\?\)"),
+        (("--egg=3",), "did you mean --eggs"),  # no guessed abbreviations
+        (("--eggs", "many"), "--eggs must be int, got 'many'"),
+        (("--eggs", "2.5"), "--eggs must be int"),
+        (("--sugar", "lots"), r"--sugar must be float or none, got 'lots'"),
+        (("--form", "star"), r"--form must be round\|square, got 'star'"),
+        (("--layers", "cream,mud"), "--layers"),
+        (("--vegan", "maybe"), "--vegan must be true"),
+        (("--eggs",), "--eggs: expected one argument"),
+    ],
+)
+def test_wrong_flags_are_named(flags, message):
+    with pytest.raises(ValueError, match=message):
+        parse(*flags)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("egs: 3", r"unknown setting 'egs' \(did you mean eggs\?\)"),
+        ("eggs: true", "--eggs must be int"),
+        ("eggs: 2.5", "--eggs must be int"),
+        ("- eggs", "must hold `name: value` lines"),
+        ("eggs: [", "not valid YAML"),
+    ],
+)
+def test_wrong_files_are_named(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse("--config", str(tmp_path / "c.yaml"))
+
+
+def test_missing_fields_and_unknown_types():
+    with pytest.raises(ValueError, match="--name must be given"):
+        build(Cake, {})
+    assert convert("3", int | str, "x") == 3 and convert("three", int | str, "x") == "three"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A model with its tokenizer, 12 comparisons and 12 SFT records."""
+    folder = tmp_path_factory.mktemp("files")
+    tiny_llama().save_pretrained(folder / "model")
+    tiny_tokenizer().save_pretrained(folder / "model")
+    pairs = [
+        {"prompt": f"w{i + 2} w3 w4", "chosen": f" w{i + 5} w6", "rejected": f" w{i + 7} w8 w9"} for i in range(12)
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    sft = [{"prompt": pair["prompt"], "response": pair["chosen"]} for pair in pairs]
+    (folder / "sft.jsonl").write_text("\n".join(map(json.dumps, sft)))
+    return folder
+
+
+def test_train_preference_from_a_config_file(files, tmp_path, capsys):
+    config = {
+        "model_name_or_path": str(files / "model"),
+        "train_file": str(files / "pairs.jsonl"),
+        "eval_file": str(files / "pairs.jsonl"),
+        "objective": "vpo-offline",
+        "learning_rate": 0.01,
+        "max_steps": 4,
+        "logging_steps": 2,
+        "disable_tqdm": True,
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    flags = ["--config", str(tmp_path / "run.yaml"), "--output-dir", str(tmp_path / "out"), "--beta", "0.5"]
+    assert cli.main(["train", "preference", *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "beta=0.5" in shown and "stance='pessimistic'" in shown and "12 examples" in shown
+    assert "eval_rewards/accuracies" in shown and "reference: the model itself" in shown
+    state = json.loads((tmp_path / "out" / "checkpoint-4" / "state.json").read_text())
+    assert state["identity"]["settings.learning_rate"] == "0.01" and "beta=0.5" in state["identity"]["objective"]
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_train_sft(files, tmp_path, capsys):
+    flags = {"model_name_or_path": files / "model", "train_file": files / "sft.jsonl", "output_dir": tmp_path}
+    arguments = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    assert cli.main(["train", "sft", *arguments, "--max_steps", "2", "--disable_tqdm"]) == 0
+    assert "2 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"beta": "-1"}, "beta must be a finite number above 0"),
+        ({"objective": "dpoo"}, "unknown objective 'dpoo'"),
+        ({"train_file": None}, "one of --train_file and --dataset_name"),
+        ({"train_file": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"model_name_or_path": "no/such/model"}, "no/such/model"),
+        ({"model_name_or_path": None}, "--model_name_or_path must be given"),
+        ({"max_length": "5000"}, "longer than the model's context of 64"),
+        ({"lerning_rate": "1"}, "did you mean --learning_rate"),
+        ({"optimizer": "sgd"}, r"--optimizer must be adamw|muon"),
+        ({"objective": "xpo"}, "3 response"),
+        ({"columns": "chosen=better"}, "better"),
+    ],
+)
+def test_bad_input_ends_with_one_clear_line_and_2(files, tmp_path, capsys, change, message):
+    flags = {"model_name_or_path": files / "model", "train_file": files / "pairs.jsonl", "output_dir": tmp_path}
+    given = {name: value for name, value in (flags | change).items() if value is not None}
+    arguments = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    assert cli.main(["train", "preference", *arguments]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert any(message in line for line in said) and "Traceback" not in "".join(said)
+    assert any(line.startswith("rlhf-lab: error: ") for line in said)
+
+
+def test_unknown_commands(capsys):
+    assert cli.main(["trian"]) == cli.main(["train"]) == cli.main(["train", "dpo"]) == 2
+    said = capsys.readouterr().err
+    assert "'trian'" in said and "train preference, train sft" in said
+    assert cli.main([]) == cli.main(["--help"]) == cli.main(["--version"]) == 0
+
+
+def test_debug_shows_the_traceback(capsys):
+    assert cli.main(["--debug", "trian"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_help_imports_neither_torch_nor_transformers():
+    code = "import sys; from rlhf_lab import cli; cli.main(['--help']); print('torch' in sys.modules)"
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines()[-1] == "False" and "doctor" in done.stdout
+    assert time.perf_counter() - begin < 60
+
+
+def test_every_command_exists_and_describes_its_flags(capsys):
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([*name.split(), "--help"])
+        assert f"rlhf-lab {name}" in capsys.readouterr().out
+
+
+def test_doctor(capsys):
+    assert cli.main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["versions"]["torch"].startswith("2.") and report["would be used"]["device"]
+    assert cli.main(["doctor"]) == 0 and "usable of" in capsys.readouterr().out
+    total, available = doctor.main_memory()
+    assert 0 < available <= total
+    assert doctor.usable_cores() >= 1
+
+
+def test_docs_prints_counts_and_examples(capsys, monkeypatch):
+    from rlhf_lab.text import docs_command
+    from rlhf_lab.text.docstrings import DocstringPair, Reading
+
+    pairs = [DocstringPair(f"long {i}", f"short {i}", ("train", "test")[i % 2], "json", f"f{i}") for i in range(7)]
+    monkeypatch.setattr(docs_command, "read_corpus", lambda cache_dir: Reading(pairs, 20, 3))
+    assert cli.main(["docs", "--examples", "2", "--split", "test"]) == 0
+    shown = capsys.readouterr().out
+    assert "from 20 source files, 3 of them skipped" in shown
+    assert "7 pairs: 4 train, 0 validation, 3 test" in shown and "json 7" in shown
+    assert shown.count("-> short") == 2 and "(train)" not in shown
