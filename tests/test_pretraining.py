@@ -1,0 +1,172 @@
+"""The small models' recipe: what is read, in which shares, never a held-out text; and the recipe itself, end to end."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlhf_lab.pretraining import command, recipe
+from rlhf_lab.pretraining.card import export
+from rlhf_lab.pretraining.mixture import LATE_SHARES, SHARES, Rows, Task, central_sentence, encode, pack, tasks
+from rlhf_lab.pretraining.recipe import Recipe, RowExamples, build_model, row_loss_fn
+from rlhf_lab.pretraining.tokenizer import for_transformers, train_tokenizer
+from rlhf_lab.text.batches import collate
+from rlhf_lab.text.docstrings import Docstring, clean_pairs, word_runs
+
+SUBJECTS = ("cache", "parser", "server", "matrix", "graph", "reader", "token", "window", "socket", "figure")
+VERBS = ("keeps", "drops", "copies", "sorts", "merges", "counts", "writes", "checks")
+
+
+def docstring(i: int) -> Docstring:
+    rng = np.random.default_rng(i)
+    words = [SUBJECTS[k] for k in rng.integers(len(SUBJECTS), size=6)]
+    a, b, c, d, e, f = words
+    v, w = (VERBS[k] for k in rng.integers(len(VERBS), size=2))
+    text = (
+        f"Return the {a} of a {b}.\n\n"
+        f"The {a} {v} every {b} that a {c} asked for before it was closed. Each {d} {w} one {e} and one {f} in turn. "
+        f"A {b} without any {a} is an error that the {e} reports to the {c} at once."
+    )
+    return Docstring("package", f"f{i}", text)
+
+
+@pytest.fixture(scope="module")
+def docstrings():
+    return [docstring(i) for i in range(400)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([docstring(i).text for i in range(200)], 400)
+
+
+def test_shares_sum_to_one():
+    for shares in (SHARES, LATE_SHARES):
+        assert sum(shares.values()) == pytest.approx(1)
+    assert SHARES.keys() == LATE_SHARES.keys()
+
+
+def test_special_tokens_and_round_trip(tokenizer):
+    wrapped = for_transformers(tokenizer, 64)
+    assert [tokenizer.token_to_id(t) for t in ("<pad>", "<eos>", "<tldr>")] == [0, 1, 2]
+    assert (wrapped.pad_token_id, wrapped.eos_token_id, wrapped.bos_token_id) == (0, 1, None)
+    ids = wrapped("Return naïve \U0001f600 text <tldr>")["input_ids"]
+    assert ids[-1] == 2 and wrapped.decode(ids[:-1]).strip() == "Return naïve \U0001f600 text"
+
+
+def test_a_summary_begins_with_the_token_it_has_inside_a_sentence(tokenizer):
+    first, *_ = tokenizer.encode("cache", add_special_tokens=False).ids
+    assert first in tokenizer.encode("The cache", add_special_tokens=False).ids
+
+
+def test_no_task_shares_twelve_words_with_a_held_out_description(docstrings):
+    pairs = clean_pairs(docstrings)
+    held_out = [pair for pair in pairs if pair.split != "train"]
+    assert held_out
+    leak = Docstring("package", "leak", f"Tell the same again.\n\nIn short: {held_out[0].description} And no more.")
+    found = tasks([*docstrings, leak], pairs)
+    forbidden = set().union(*(word_runs(pair.description) for pair in held_out))
+    for kind in ("text", "wide", "gap", "extract"):
+        assert found[kind]
+        assert not any(word_runs(task.document) & forbidden for task in found[kind])
+    assert len(found["clean"]) == sum(pair.split == "train" for pair in pairs)
+
+
+def test_central_sentence_shares_most_words_with_the_others():
+    paragraph = "The cat sat on the mat. The cat and the dog sat on the mat. A dog barked at night."
+    assert central_sentence(paragraph) == "The cat and the dog sat on the mat."
+    assert central_sentence("Only one sentence here.") is None
+
+
+def test_encode_marks_where_the_target_begins(tokenizer):
+    task, text = encode(tokenizer, [Task("a parser", "the token"), Task("a parser", None)])
+    ids, num_prompt = task
+    assert ids[num_prompt - 1] == 2 and ids[-1] == 1
+    assert tokenizer.decode(ids[num_prompt:-1].tolist()).strip() == "the token"
+    assert text[1] == len(text[0])  # plain text has no target
+
+
+def test_pack_keeps_the_shares_and_weighs_targets(docstrings, tokenizer):
+    """Every id 1 closes a document; in each kind the share of tokens is as asked, to the length of one document."""
+    found = tasks(docstrings, clean_pairs(docstrings))
+    encoded = {kind: encode(tokenizer, task_list) for kind, task_list in found.items()}
+    options = {"num_rows": 64, "length": 128, "target_weight": 4.0, "seed": 0}
+    rows = pack(encoded, shares=SHARES, **options)
+    assert rows.ids.shape == rows.weights.shape == (64, 129)
+    assert set(np.unique(rows.weights)) == {1.0, 4.0}
+    again = pack(encoded, shares=SHARES, **options)
+    assert (rows.ids == again.ids).all() and (rows.weights == again.weights).all()
+    assert (rows.ids != pack(encoded, shares=SHARES, **(options | {"seed": 1})).ids).any()
+    only_text = pack(encoded, shares={"text": 1.0}, **options)
+    assert (only_text.weights == 1).all()
+    only_clean = pack(encoded, shares={"clean": 1.0}, **options)
+    per_clean = np.mean([len(ids) - n for ids, n in encoded["clean"]]) / np.mean([len(i) for i, _ in encoded["clean"]])
+    assert (only_clean.weights == 4).mean() == pytest.approx(per_clean, rel=0.1)
+
+
+def test_row_loss_is_the_weighted_sum_of_token_losses():
+    """loss_i = sum_t w_t * -log pi(y_t | y_<t), weight_i = sum_t w_t."""
+    model = build_model(Recipe(50, 16, 1, 32, 2, short_steps=1, long_steps=1))
+    ids = np.random.default_rng(0).integers(50, size=(3, 9)).astype(np.uint16)
+    weights = np.where(np.arange(9) % 3 == 0, 4.0, 1.0).astype(np.float16)[None].repeat(3, 0)
+    rows = Rows(ids, weights)
+    examples = RowExamples(rows)
+    chosen = [2, 0]
+    batch = collate([examples[i] for i in chosen])
+    losses = row_loss_fn(rows, compiled=False)(model, batch, torch.tensor(chosen))
+    logps = model(input_ids=torch.from_numpy(ids.astype(np.int64))[chosen]).logits.log_softmax(-1)
+    expected = [
+        -sum(weights[i, t] * logps[k, t - 1, int(ids[i, t])].item() for t in range(1, 9)) for k, i in enumerate(chosen)
+    ]
+    assert losses.loss.tolist() == pytest.approx(expected, rel=1e-5)
+    assert losses.weights.tolist() == [weights[i, 1:].sum() for i in chosen]
+
+
+def test_the_whole_recipe_runs_resumes_and_ships(tmp_path, monkeypatch, docstrings):
+    """From docstrings to a folder that plain transformers opens; run again, nothing is trained twice."""
+    monkeypatch.setattr(recipe, "harvest", lambda progress: (docstrings, 1, 0))
+    small = Recipe(400, 32, 2, 64, 2, short_steps=6, long_steps=3, short_length=64, tokens_per_step=1024, sft_epochs=1)
+    monkeypatch.setitem(recipe.RECIPES, "tiny", small)
+    arguments = command.argparse.Namespace(name="tiny", out=tmp_path, share=1.0, no_compile=True)
+    command.main(arguments)
+    folder = tmp_path / "model"
+    results = json.loads((folder / "results.json").read_text(encoding="utf8"))
+    assert results["stages"]["short"]["num_tokens"] > 5 * 1024
+    assert results["stages"]["sft"]["loss"] < np.log(400)
+    card = (folder / "README.md").read_text(encoding="utf8")
+    assert f"{results['quality']['loss']:.3f} nats" in card and "ROUGE-L" in card
+    shipped = AutoModelForCausalLM.from_pretrained(folder)
+    assert shipped.dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(folder).eos_token_id == 1
+    first = {name: value.clone() for name, value in shipped.state_dict().items()}
+    before = sorted((tmp_path / "short").glob("checkpoint-*"))
+    command.main(arguments)
+    again = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert sorted((tmp_path / "short").glob("checkpoint-*")) == before
+
+
+def test_export_measures_the_shipped_weights(tmp_path, docstrings, monkeypatch):
+    """The card's loss is that of the bf16 files, not of the float32 model that they were rounded from."""
+    monkeypatch.setattr(recipe, "harvest", lambda progress: (docstrings, 1, 0))
+    small = Recipe(400, 32, 2, 64, 2, short_steps=2, long_steps=2, short_length=64, tokens_per_step=1024)
+    data = recipe.prepare(small, progress=False)
+    facts = {
+        "recipe": vars(small),
+        "stages": {name: {"num_tokens": 1, "minutes": 1.0} for name in ("short", "long", "sft")},
+        "command": "rlhf-lab pretrain tiny",
+        "machine": "a test",
+    }
+    quality = export(build_model(small), data, facts, "tiny", tmp_path)
+    assert quality.loss == pytest.approx(np.log(400), abs=0.3)  # an untrained model knows nothing
+    assert quality.documents == sum(pair.split == "test" for pair in data.pairs)
+
+
+def test_a_share_outside_its_range_is_refused(tmp_path):
+    for share in (0.0, 1.5, -1.0):
+        with pytest.raises(ValueError, match="--share"):
+            command.main(command.argparse.Namespace(name="tiny", out=tmp_path, share=share, no_compile=True))
+    assert not list(itertools.islice(tmp_path.iterdir(), 1))
