@@ -1,0 +1,85 @@
+"""Finished stages on disk: what was made from the same inputs is read back instead of made again.
+
+Every artefact carries a key, the hash of all that decides it; the key of one stage is part of the next one's.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def key_of(**facts) -> str:
+    """Hex hash of JSON-able facts, whatever their order."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def stored(path: Path, key: str, make: Callable[[], dict | list]) -> tuple[dict | list, bool]:
+    """The value that `path` holds for `key`, else what `make` gives, written there; and whether it was read back."""
+    if path.exists():
+        artefact = json.loads(path.read_text(encoding="utf8"))
+        if artefact["key"] == key:
+            return artefact["value"], True
+    path.unlink(missing_ok=True)  # what it vouched for is about to be overwritten
+    value = make()
+    write_atomically(path, json.dumps({"key": key, "value": value}, ensure_ascii=False))
+    return value, False
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file as a whole or not at all, whenever the process is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".unfinished-{path.name}")
+    unfinished.write_text(text, encoding="utf8")
+    os.replace(unfinished, path)
+
+
+def check_writable(folder: Path) -> None:
+    """Make `folder`; raises ValueError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("", encoding="utf8")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder} ({error.strerror}); choose another folder with --out") from error
+
+
+class Clock:
+    """Remembers how long each stage took, and which were read back from an earlier run."""
+
+    def __init__(self) -> None:
+        self.begin = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+        self.read_back: list[str] = []
+
+    def total(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.begin
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage, and say on the screen when it is done."""
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - begin
+        print(f"[{self.total():5.0f} s] {name}: {self.seconds[name]:.1f} s")
+
+    def stored(self, name: str, path: Path, key: str, make: Callable[[], dict | list]) -> dict | list:
+        """The stage's value, made now or read back; read back, its time is the one it took when it was made."""
+        begin = time.perf_counter()
+
+        def make_timed() -> dict:
+            value = make()
+            return {"value": value, "seconds": time.perf_counter() - begin}
+
+        artefact, found = stored(path, key, make_timed)
+        self.seconds[name] = artefact["seconds"]
+        if found:
+            self.read_back.append(name)
+        how = f"as made before (in {artefact['seconds']:.1f} s)" if found else f"{artefact['seconds']:.1f} s"
+        print(f"[{self.total():5.0f} s] {name}: {how}")
+        return artefact["value"]
