@@ -36,7 +36,8 @@ def summarize(settings: SummarizeSettings, *, corpus: list[DocstringPair] | None
     with clock.stage("harvest"):
         corpus = docstring_pairs() if corpus is None else corpus
     fits = sft.config.max_position_embeddings - settings.max_new_tokens
-    documents = choose_documents(corpus, "train", settings.prompts, settings.seed, tokenizer, fits)
+    # Not the training split: of documents whose human summary the SFT model has learned, it would sample copies of it.
+    documents = choose_documents(corpus, "validation", settings.prompts, settings.seed, tokenizer, fits)
     held_out = choose_documents(corpus, "test", settings.eval_documents, settings.seed, tokenizer, fits)
 
     candidates = draw_candidates(settings, sft, tokenizer, documents, clock)

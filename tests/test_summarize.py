@@ -53,7 +53,7 @@ def toy_model(seed: int = 0) -> LlamaForCausalLM:
 def toy_corpus(count: int = 120) -> list[DocstringPair]:
     """Documents of eight random words whose summary is always "open the file": a preference that can be learned."""
     rng = np.random.default_rng(0)
-    splits = ["train", "train", "test"]
+    splits = ["validation", "validation", "test"]
     return [
         DocstringPair(" ".join(rng.choice(WORDS, 8)), "open file key", splits[i % 3], "toy", str(i))
         for i in range(count)

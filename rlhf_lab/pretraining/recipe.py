@@ -47,14 +47,14 @@ class Recipe:
     short_length: int = 256
     tokens_per_step: int = 8192
     learning_rate: float = 3e-3
-    sft_learning_rate: float = 5e-4
-    sft_epochs: float = 3.0
+    sft_learning_rate: float = 3e-4
+    sft_epochs: float = 1.0
     seed: int = 0
 
 
 RECIPES = {
     "tiny": Recipe(2048, 96, 3, 256, 4, short_steps=300, long_steps=60),
-    "small": Recipe(4096, 256, 6, 704, 4, short_steps=4000, long_steps=800),
+    "small": Recipe(4096, 256, 6, 704, 4, short_steps=4000, long_steps=700),
 }
 
 

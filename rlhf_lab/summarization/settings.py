@@ -14,9 +14,9 @@ class SummarizeSettings:
     """One run of `rlhf-lab summarize`: which data, how many, and how each method is trained.
 
     out: folder of all results. model: a folder in which a causal language model and its tokenizer lie, None for the
-    shipped small one. prompts: training documents to sample from. methods: presets of the objective. seed: documents,
+    shipped small one. prompts: validation documents to sample from (the SFT model was trained on none of them). methods: presets of the objective. seed: documents,
     samples, labels, order of training, bootstrap.
-    candidates: responses sampled to each training document at `temperature`. labels: Bradley-Terry draws on ROUGE-L F1
+    candidates: responses sampled to each of them at `temperature`. labels: Bradley-Terry draws on ROUGE-L F1
     at `label_temperature` (in units of the reward), or argmax: the higher reward always wins.
     pairs_per_prompt: best against worst, second best against second worst, and so on.
     beta, learning_rate, epochs, batch_size (pairs per optimizer step): the same for every method.
@@ -26,7 +26,7 @@ class SummarizeSettings:
 
     out: str = "runs/summarize"
     model: str | None = None
-    prompts: int = 800
+    prompts: int = 460
     methods: tuple[str, ...] = ("dpo", "wpo", "vpo-offline")
     seed: int = 0
     candidates: int = 8
@@ -34,7 +34,7 @@ class SummarizeSettings:
     max_new_tokens: int = 48
     labels: Labels = "bradley-terry"
     label_temperature: float = 0.05
-    pairs_per_prompt: int = 1
+    pairs_per_prompt: int = 2
     beta: float = 0.1
     learning_rate: float = 1e-4
     epochs: float = 3.0

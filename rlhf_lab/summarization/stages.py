@@ -24,7 +24,7 @@ from rlhf_lab.training.settings import TrainingSettings
 def draw_candidates(
     settings: SummarizeSettings, sft, tokenizer, documents: Sequence[DocstringPair], clock: Clock
 ) -> list[list[Candidate]]:
-    """Stage 1, candidates.json: scored samples of the SFT model for each training document."""
+    """Stage 1, candidates.json: scored samples of the SFT model for each validation document."""
     key = key_of(model=model_fingerprint(sft), documents=_texts(documents), **settings.candidate_facts())
 
     def make() -> list:

@@ -11,6 +11,7 @@ of its matrix products, and torch's scaled_dot_product_attention elsewhere.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,9 @@ NAME = "rlhf_lab_packed"
 
 # Queries per block on the CPU: long enough for fast matrix products, short enough to skip most of the unseen keys.
 BLOCK = 128
+
+# What a model used before, for as long as it uses ours.
+_own_attention: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 # What models hand to every attention function and packing need not know; anything else that is set is refused.
 HARMLESS = {
@@ -85,21 +89,20 @@ def packed_attention(
 def packed_attention_in(model: PreTrainedModel) -> Iterator[None]:
     """Let `model` use `packed_attention`, and put its own attention back afterwards.
 
-    Under gradient checkpointing the layers run again in backward, after this block: there the function stays in place
-    until the next call without gradients, and serves all other calls (which carry no `packing`) as sdpa.
+    Under gradient checkpointing layers run again in backward, after this block: there the function stays in place, and
+    serves all other calls (which carry no `packing`) as sdpa, until the first use after checkpointing was switched off.
     Raises PackedAttentionUnsupported if the model does not let its attention be set.
     """
-    before = model.config._attn_implementation
-    if before != NAME:
+    if model.config._attn_implementation != NAME:
+        _own_attention[model] = model.config._attn_implementation
         model.set_attn_implementation(NAME)
     if model.config._attn_implementation != NAME:
         raise PackedAttentionUnsupported(f"{type(model).__name__} does not let its attention be set")
     try:
         yield
     finally:
-        runs_again = torch.is_grad_enabled() and any(getattr(m, "gradient_checkpointing", 0) for m in model.modules())
-        if before != NAME and not runs_again:
-            model.set_attn_implementation(before)
+        if not any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+            model.set_attn_implementation(_own_attention[model])
 
 
 def _sdpa_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scale: float, dropout: float) -> Tensor:
@@ -213,9 +216,10 @@ def _check_arguments(packing: Packing, arguments: dict) -> None:
     longest = max(prompt + max(responses) for prompt, responses in packing)
     if window is not None and window < longest:
         raise PackedAttentionUnsupported(f"sliding window of {window} tokens, but an example has {longest}")
-    unknown = [name for name, given in arguments.items() if name not in HARMLESS and given not in (None, False)]
+    given = {name for name, value in arguments.items() if value is not None and value is not False}
+    unknown = sorted(given - HARMLESS)
     if unknown:
-        raise PackedAttentionUnsupported(f"its attention is called with {', '.join(sorted(unknown))}")
+        raise PackedAttentionUnsupported(f"its attention is called with {', '.join(unknown)}")
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -1,0 +1,65 @@
+"""python -m rlhf_lab.course.results summarize|benchmark FILE.json: the README's result tables from measured files."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rlhf_lab.assets import PACKAGE
+from rlhf_lab.course.masters import between_markers
+from rlhf_lab.summarization.report import HEADER, markdown_table, table_rows
+
+BENCHMARK_COLUMNS = {
+    "shape": "shape",
+    "model": "model",
+    "precision": "precision",
+    "ours_pairs_per_s": "ours, pairs/s",
+    "trl_pairs_per_s": "TRL, pairs/s",
+    "speed_ratio": "speed",
+    "memory_ratio": "memory",
+    "limit_share": "share of the limit",
+}
+
+
+def summarize_table(results: Mapping) -> str:
+    """results.json of `rlhf-lab summarize` as Markdown: a table of sampled summaries and one of greedy ones."""
+    tables = [
+        f"{decoding.capitalize()}:\n\n{markdown_table([HEADER, *table_rows(results, decoding)])}"
+        for decoding in ("sampled", "greedy")
+    ]
+    return "\n\n".join(tables)
+
+
+def benchmark_table(rows: Sequence[Mapping]) -> str:
+    """The benchmark's rows as a Markdown table; a number that was not measured stays empty."""
+    cells = [[_cell(name, row.get(name)) for name in BENCHMARK_COLUMNS] for row in rows]
+    return markdown_table([list(BENCHMARK_COLUMNS.values()), *cells])
+
+
+def _cell(name: str, value: str | float | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return f"{value:.0%}" if name == "limit_share" else f"{value:.2f}" + ("x" if name.endswith("ratio") else "")
+
+
+TABLES = {"summarize": ("results", summarize_table), "benchmark": ("benchmark", benchmark_table)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the table of FILE.json between the README's markers."""
+    parser = argparse.ArgumentParser(prog="python -m rlhf_lab.course.results", description=__doc__)
+    parser.add_argument("kind", choices=TABLES)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--readme", type=Path, default=PACKAGE.parent / "README.md")
+    options = parser.parse_args(arguments)
+    marker, table = TABLES[options.kind]
+    inside = table(json.loads(options.file.read_text(encoding="utf-8")))
+    text = options.readme.read_text(encoding="utf-8")
+    new = between_markers(text, inside, f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->")
+    options.readme.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
