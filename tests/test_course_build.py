@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
@@ -145,6 +146,12 @@ def test_swallowed_errors_are_caught():
         run = run_cell(source)
         assert any("lost" in error for error in run.errors), kind
         assert all(output.output_type != "error" for output in run.notebook.cells[0].outputs), kind
+
+
+def test_no_kernel_outlives_its_notebook():
+    for source in ("import os\nprint(os.getpid())", "import os\nprint(os.getpid(), flush=True)\nraise KeyError"):
+        outputs = run_cell(source).notebook.cells[0].outputs
+        assert not psutil.pid_exists(int(outputs[0]["text"]))
 
 
 def test_a_raising_cell_stops_the_notebook_and_nothing_is_published(tmp_path, capsys):

@@ -64,7 +64,9 @@ DOCUMENTS, CANDIDATES, UNSEEN, HELD_OUT, SEED = 200, 8, 40, 80, 0
 # PEP 257 asks that a docstring open with a one-line summary and go on with the description. So every machine with
 # Python packages on it holds thousands of descriptions with summaries that people wrote. They are read from the
 # source files, cleaned to prose, and split by a hash of the description: the same document is in the same split on
-# every machine.
+# every machine. The SFT model was trained on the first split. Comparisons come from the second: of documents whose human
+# summary it has learned, the model would write copies of it, and its own mistakes would not show. The third is kept for
+# the evaluation.
 
 # %%
 from rlhf_lab.text.docstrings import docstring_pairs

@@ -75,7 +75,8 @@ def execute(notebook: NotebookNode, *, time_budget_s: float) -> Execution:
         )
         errors = client.errors
         try:
-            client.execute(env=_environment(Path(folder)))
+            # A kernel manager that is handed in is not shut down unless asked for.
+            client.execute(env=_environment(Path(folder)), cleanup_kc=True)
         except CellExecutionError as error:
             errors.append(f"stopped: {_last_line(error)}")
         except CellTimeoutError:
