@@ -100,8 +100,9 @@ def markdown(results: dict, figure: str, alt: str) -> str:
     sections = [
         "# Preference-tuned summaries of docstrings",
         f"{settings['prompts']} validation documents, which the SFT model has not seen, {settings['candidates']} "
-        f"summaries of each drawn from it, best against worst, {labelled}: {pairs['pairs']} pairs ({pairs['ties']} ties dropped, "
-        f"{pairs['flipped']} labels against the reward). Every method learned from the same pairs, and was measured on "
+        f"summaries of each drawn from it, best against worst and so on ({settings['pairs_per_prompt']} pairs a "
+        f"document), {labelled}: {pairs['pairs']} pairs ({pairs['ties']} ties dropped, {pairs['flipped']} labels "
+        f"against the reward). Every method learned from the same pairs, and was measured on "
         f"{evaluation['documents']} held-out documents. The whole took {results['seconds']:.0f} s.",
         "\n".join(f"- {sentence}" for sentence in verdict(results)),
     ]

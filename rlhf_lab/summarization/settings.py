@@ -14,8 +14,8 @@ class SummarizeSettings:
     """One run of `rlhf-lab summarize`: which data, how many, and how each method is trained.
 
     out: folder of all results. model: a folder in which a causal language model and its tokenizer lie, None for the
-    shipped small one. prompts: validation documents to sample from (the SFT model was trained on none of them). methods: presets of the objective. seed: documents,
-    samples, labels, order of training, bootstrap.
+    shipped small one. prompts: validation documents to sample from (the SFT model was trained on none of them).
+    methods: presets of the objective. seed: documents, samples, labels, order of training, bootstrap.
     candidates: responses sampled to each of them at `temperature`. labels: Bradley-Terry draws on ROUGE-L F1
     at `label_temperature` (in units of the reward), or argmax: the higher reward always wins.
     pairs_per_prompt: best against worst, second best against second worst, and so on.
