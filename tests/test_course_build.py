@@ -154,6 +154,10 @@ def test_no_kernel_outlives_its_notebook():
         assert not psutil.pid_exists(int(outputs[0]["text"]))
 
 
+def test_a_kernel_that_dies_is_an_error():
+    assert any("the kernel died" in error for error in run_cell("import os; os._exit(1)").errors)
+
+
 def test_a_raising_cell_stops_the_notebook_and_nothing_is_published(tmp_path, capsys):
     make_course(tmp_path, "# %%\n1 / 0\n")
     assert main(["--root", str(tmp_path), "01_small"]) == 1
