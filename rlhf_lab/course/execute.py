@@ -101,7 +101,8 @@ def _environment(folder: Path) -> dict[str, str]:
     package_home = str(Path(rlhf_lab.__file__).resolve().parents[1])
     paths = [package_home, *filter(None, [os.environ.get("PYTHONPATH")])]
     private = {"IPYTHONDIR": str(folder / "ipython"), "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0"}
-    return dict(os.environ) | private
+    # Threads that wait for each other by spinning take minutes for seconds when another process wants the same core.
+    return {"OMP_WAIT_POLICY": "PASSIVE"} | dict(os.environ) | private
 
 
 def _cell_seconds(notebook: NotebookNode) -> Iterator[tuple[int, float]]:
