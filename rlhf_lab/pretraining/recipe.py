@@ -8,7 +8,6 @@ Every stage is the training loop of `rlhf_lab.training`, so each one resumes fro
 Left out: dropout, evaluation during reading, any search over these settings.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlhf_lab.pretraining.mixture import LATE_SHARES, SHARES, Rows, Task, encode, pack, tasks
+from rlhf_lab.pretraining.code import harvest_code
+from rlhf_lab.pretraining.mixture import LATE_SHARES, SHARES, Task, tasks
+from rlhf_lab.pretraining.packing import Rows, encode, pack
 from rlhf_lab.pretraining.tokenizer import for_transformers, train_tokenizer
 from rlhf_lab.text.batches import Batch, Example
 from rlhf_lab.text.docstrings import DocstringPair, clean_pairs, harvest
@@ -54,7 +55,7 @@ class Recipe:
 
 RECIPES = {
     "tiny": Recipe(2048, 96, 3, 256, 4, short_steps=300, long_steps=60),
-    "small": Recipe(4096, 256, 6, 704, 4, short_steps=4000, long_steps=700),
+    "small": Recipe(4096, 256, 6, 704, 4, short_steps=4000, long_steps=900),
 }
 
 
@@ -71,7 +72,7 @@ def prepare(recipe: Recipe, *, progress: bool = True) -> Data:
     """Harvest this machine's docstrings, train the tokenizer on the training part, encode every task."""
     docstrings, _, _ = harvest(progress=progress)
     pairs = clean_pairs(docstrings)
-    found = tasks(docstrings, pairs)
+    found = tasks(docstrings, pairs, harvest_code(progress=progress))
     tokenizer = train_tokenizer(tokenizer_texts(found), recipe.vocab_size)
     encoded = {kind: encode(tokenizer, task_list) for kind, task_list in found.items()}
     return Data(for_transformers(tokenizer, CONTEXT), encoded, pairs)
@@ -227,10 +228,8 @@ def pretrain(recipe: Recipe, out: str | Path, *, compiled: bool = True) -> tuple
         ("sft", lambda: fine_tune(model, data, recipe, out)),
     ]
     for name, run in stages:
-        begin = time.perf_counter()
         result = run()
-        minutes = (time.perf_counter() - begin) / 60
-        facts["stages"][name] = {"steps": result.steps, "minutes": minutes, **result.metrics}
+        facts["stages"][name] = {"steps": result.steps, "minutes": result.seconds / 60, **result.metrics}
     return model, data, facts
 
 

@@ -27,13 +27,17 @@ TEMPORARY = ".unfinished-"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands after `step` optimizer steps: the next step is `index` of `epoch`; sums not yet logged."""
+    """Where a run stands after `step` optimizer steps: the next step is `index` of `epoch`; sums not yet logged.
+
+    seconds: wall clock of all calls up to here, without what a killed call did after its last checkpoint.
+    """
 
     step: int = 0
     epoch: int = 0
     index: int = 0
     num_tokens: int = 0
     sums: dict[str, float] | None = None
+    seconds: float = 0.0
 
 
 def save_checkpoint(

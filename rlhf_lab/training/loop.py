@@ -50,7 +50,7 @@ class TrainingResult:
     """The trained model (in evaluation mode) and what was measured on the way.
 
     metrics: the last value of everything that was logged. history: the rows of output_dir/metrics.jsonl.
-    resumed_from: the checkpoint that this call continued, if it did. seconds: wall clock of this call.
+    resumed_from: the checkpoint that this call continued, if it did. seconds: wall clock, of all calls if resumed.
     """
 
     model: nn.Module
@@ -89,6 +89,7 @@ def train(
     total = schedule.total_steps(examples, settings)
     identity = (identity or {}) | settings.identity()
     resumed_from, progress = _resume(model, optimizers, settings, identity)
+    begin -= progress.seconds
     step, num_tokens, last_saved = progress.step, progress.num_tokens, resumed_from
     averages = Averages(progress.sums, device)
     unchecked: list[StepRecord] = []
@@ -137,7 +138,8 @@ def train(
             if eval_examples and (last or _due(step, settings.eval_steps, last)):
                 log.write(step, evaluate(model, eval_examples, eval_loss_fn or loss_fn, settings))
             if saving:
-                done = Progress(step, place.epoch, place.index + 1, num_tokens, averages.state())
+                seconds = time.perf_counter() - begin
+                done = Progress(step, place.epoch, place.index + 1, num_tokens, averages.state(), seconds)
                 last_saved = checkpoints.save_checkpoint(model, optimizers, done, identity, settings)
 
     _finish(model, tokenizer, settings)

@@ -1,0 +1,94 @@
+"""Comparisons of arms as counts: wins[..., i, j] is how often i was preferred to j; all that a likelihood needs.
+
+    l(r, D) = - sum_{x,i,j} wins[x,i,j] log sigma(r(x,i) - r(x,j))       a SUM over comparisons, as in VPO's theory
+
+The size does not grow with the number of comparisons, so a thousand bandits are refitted together after every round.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlhf_lab.objective import Objective, preference_loss
+
+
+def draw_arms(logps: Tensor, generator: torch.Generator, num: int | None = None) -> Tensor:
+    """`num` independent arms per context from pi [..., K], int64 [..., num]; without `num` one, [...]."""
+    flat = logps.exp().reshape(-1, logps.shape[-1])
+    arms = torch.multinomial(flat, num or 1, replacement=True, generator=generator)
+    return arms.squeeze(-1).reshape(logps.shape[:-1]) if num is None else arms.reshape(*logps.shape[:-1], num)
+
+
+def draw_wins(rewards: Tensor, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
+    """True where `first` beats `second`: one Bradley-Terry draw at temperature 1 each.
+
+    rewards: [..., K]. first, second: int64 [..., N], arms of the same contexts. Returns bool [..., N].
+    """
+    margins = rewards.gather(-1, first) - rewards.gather(-1, second)
+    return torch.rand(margins.shape, generator=generator, dtype=margins.dtype) < torch.sigmoid(margins)
+
+
+def count_wins(winners: Tensor, losers: Tensor, arms: int) -> Tensor:
+    """wins [..., K, K] from lists of comparisons int64 [..., N]; an arm against itself is not counted."""
+    index = winners * arms + losers
+    counts = torch.zeros(*winners.shape[:-1], arms * arms, dtype=torch.float64)
+    counts.scatter_add_(-1, index, torch.ones_like(index, dtype=torch.float64))
+    wins = counts.unflatten(-1, (arms, arms))
+    return wins * (1 - torch.eye(arms, dtype=wins.dtype))
+
+
+def nll(rewards: Tensor, wins: Tensor) -> Tensor:
+    """l(r, D), [...]: a sum over contexts and comparisons. rewards: [..., X, K]. wins: [..., X, K, K]."""
+    margins = rewards.unsqueeze(-1) - rewards.unsqueeze(-2)
+    return -(wins * F.logsigmoid(margins)).sum((-3, -2, -1))
+
+
+def nll_gradient(rewards: Tensor, wins: Tensor) -> Tensor:
+    """dl/dr(x,k) = sum_j wins[j,k] sigma(r_k - r_j) - wins[k,j] sigma(r_j - r_k), [..., X, K]."""
+    beaten = torch.sigmoid(rewards.unsqueeze(-1) - rewards.unsqueeze(-2))
+    return (wins.mT * beaten - wins * beaten.mT).sum(-1)
+
+
+def nll_hessian(rewards: Tensor, wins: Tensor) -> Tensor:
+    """d2l/dr2 = diag(row sums of W) - W with W = (wins + wins^T) sigma sigma', a graph Laplacian, [..., X, K, K]."""
+    beaten = torch.sigmoid(rewards.unsqueeze(-1) - rewards.unsqueeze(-2))
+    curvature = (wins + wins.mT) * beaten * beaten.mT
+    return torch.diag_embed(curvature.sum(-1)) - curvature
+
+
+def counted_loss(
+    objective: Objective,
+    logps: Tensor,
+    ref_logps: Tensor,
+    wins: Tensor,
+    calibration_logps: Tensor | None = None,
+    *,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """sum_ij wins[i,j] * loss of the pair (i, j) under the one objective, summed over contexts, [...].
+
+    logps, ref_logps: [..., X, K]. calibration_logps: pi_cal [..., X, K], as a distribution, for `reference`,
+    `previous` and `given`; its responses are not drawn, h is averaged: E_{y~pi_cal} h. weights: [..., X, K], the
+    WPO weight of each arm as a one-token response. N comparisons at alpha here are alpha * N in theory's sum.
+    """
+    calibration = {}
+    if objective.needs_calibration:
+        if calibration_logps is None:
+            raise ValueError(f"calibration={objective.calibration!r} needs `calibration_logps`, pi_cal over the arms")
+        for name, values in {"calibration_logps": logps, "ref_calibration_logps": ref_logps}.items():
+            mean = (calibration_logps.exp() * values).sum(-1)[..., None, None]
+            calibration[name] = mean.expand(wins.shape).reshape(-1)
+    if weights is not None:
+        pair_weights = weights.unsqueeze(-1) * weights.unsqueeze(-2)
+        calibration["weights"] = pair_weights.expand(wins.shape).reshape(-1)
+
+    def chosen(values: Tensor) -> Tensor:
+        return values.unsqueeze(-1).expand(wins.shape).reshape(-1)
+
+    def rejected(values: Tensor) -> Tensor:
+        return values.unsqueeze(-2).expand(wins.shape).reshape(-1)
+
+    pairs = preference_loss(
+        objective, chosen(logps), rejected(logps), chosen(ref_logps), rejected(ref_logps), **calibration
+    )
+    return (wins * pairs.loss.view(wins.shape)).sum((-3, -2, -1))
