@@ -3,6 +3,7 @@
 import io
 import json
 import textwrap
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
+from rlhf_lab.course import build as build_module
 from rlhf_lab.course import plots, results, tables
 from rlhf_lab.course.build import build, main
 from rlhf_lab.course.execute import execute
@@ -171,6 +173,19 @@ def test_over_budget_is_caught_while_running_and_afterwards(tmp_path):
     assert any("whole budget" in error for error in run_cell("import time; time.sleep(60)", budget=1).errors)
     make_course(tmp_path, "# %%\nx = 1\n", budget=0.01)
     assert any("its time budget is" in problem for problem in build(tmp_path))
+
+
+def test_a_check_on_a_slow_machine_has_three_times_the_budget(tmp_path, monkeypatch):
+    """1.5 budgets pass the check and are refused for publishing; 3.5 budgets fail both."""
+    make_course(tmp_path, "# %%\nx = 1\n", budget=10)
+    assert list(build(tmp_path)) == []
+    for seconds, check, passes in ((15, True, True), (15, False, False), (35, True, False)):
+
+        def execute_slowly(notebook, *, time_budget_s, seconds=seconds):
+            return replace(execute(notebook, time_budget_s=60), seconds=seconds)
+
+        monkeypatch.setattr(build_module, "execute", execute_slowly)
+        assert (list(build(tmp_path, check=check)) == []) is passes
 
 
 def test_pictures_need_alt_text(tmp_path):

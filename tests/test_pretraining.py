@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_lab.pretraining import command, recipe
 from rlhf_lab.pretraining.card import export
-from rlhf_lab.pretraining.mixture import LATE_SHARES, SHARES, Rows, Task, central_sentence, encode, pack, tasks
+from rlhf_lab.pretraining.code import Documented, read_code
+from rlhf_lab.pretraining.mixture import LATE_SHARES, SHARES, Task, central_sentence, tasks
+from rlhf_lab.pretraining.packing import Rows, encode, pack
 from rlhf_lab.pretraining.recipe import Recipe, RowExamples, build_model, row_loss_fn
 from rlhf_lab.pretraining.tokenizer import for_transformers, train_tokenizer
 from rlhf_lab.text.batches import collate
@@ -35,7 +37,16 @@ def docstring(i: int) -> Docstring:
 
 @pytest.fixture(scope="module")
 def docstrings():
-    return [docstring(i) for i in range(400)]
+    short = [f"Open {s} {i}.\n\nTakes one {s}, its name and two numbers." for s in SUBJECTS for i in range(4)]
+    return [docstring(i) for i in range(400)] + [Docstring("package", "g", text) for text in short]
+
+
+@pytest.fixture(scope="module")
+def documented():
+    subjects = ("cache", "graph", "socket")
+    return [
+        Documented(f"def get_{s}(self): return self.{s}{i}", f"Return {s} {i}.") for s in subjects for i in range(9)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +73,31 @@ def test_a_summary_begins_with_the_token_it_has_inside_a_sentence(tokenizer):
     assert first in tokenizer.encode("The cache", add_special_tokens=False).ids
 
 
-def test_no_task_shares_twelve_words_with_a_held_out_description(docstrings):
+def test_code_is_read_without_its_docstring_and_in_one_line(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text(
+        'class Box:\n    """A box.\n\n    It holds."""\n    size = 1\n\n    def open(self):\n        """Open it."""\n'
+        "        return self.size\n\n\ndef bare(): return 2\n"
+    )
+    assert sorted(read_code(str(path))) == [
+        Documented('class Box: size = 1 def open(self): """Open it.""" return self.size', "A box.\n\nIt holds."),
+        Documented("def open(self): return self.size", "Open it."),
+    ]
+    path.write_text("def broken(:\n")
+    assert read_code(str(path)) == []
+
+
+def test_no_task_shares_twelve_words_with_a_held_out_description(docstrings, documented):
     pairs = clean_pairs(docstrings)
     held_out = [pair for pair in pairs if pair.split != "train"]
     assert held_out
     leak = Docstring("package", "leak", f"Tell the same again.\n\nIn short: {held_out[0].description} And no more.")
-    found = tasks([*docstrings, leak], pairs)
+    stolen = Documented("def steal(): pass", leak.text), Documented(f"def f(): '{held_out[0].description}'", "Leak it.")
+    found = tasks([*docstrings, leak], pairs, [*documented, *stolen])
     forbidden = set().union(*(word_runs(pair.description) for pair in held_out))
-    for kind in ("text", "wide", "gap", "extract"):
+    assert len(found["code"]) == len(documented)
+    assert not {t.target for t in found["wide"]} & {t.target for t in found["clean"]}
+    for kind in ("text", "code", "wide", "gap", "extract"):
         assert found[kind]
         assert not any(word_runs(task.document) & forbidden for task in found[kind])
     assert len(found["clean"]) == sum(pair.split == "train" for pair in pairs)
@@ -89,9 +117,9 @@ def test_encode_marks_where_the_target_begins(tokenizer):
     assert text[1] == len(text[0])  # plain text has no target
 
 
-def test_pack_keeps_the_shares_and_weighs_targets(docstrings, tokenizer):
-    """Every id 1 closes a document; in each kind the share of tokens is as asked, to the length of one document."""
-    found = tasks(docstrings, clean_pairs(docstrings))
+def test_pack_keeps_the_shares_and_weighs_targets(docstrings, documented, tokenizer):
+    """With much text asked for, what is left over at the ends of rows adds nothing to it: each share is met."""
+    found = tasks(docstrings, clean_pairs(docstrings), documented)
     encoded = {kind: encode(tokenizer, task_list) for kind, task_list in found.items()}
     options = {"num_rows": 64, "length": 128, "target_weight": 4.0, "seed": 0}
     rows = pack(encoded, shares=SHARES, **options)
@@ -102,9 +130,35 @@ def test_pack_keeps_the_shares_and_weighs_targets(docstrings, tokenizer):
     assert (rows.ids != pack(encoded, shares=SHARES, **(options | {"seed": 1})).ids).any()
     only_text = pack(encoded, shares={"text": 1.0}, **options)
     assert (only_text.weights == 1).all()
-    only_clean = pack(encoded, shares={"clean": 1.0}, **options)
+    a_fifth = pack(encoded, shares={"clean": 0.2, "text": 0.8}, **options)
     per_clean = np.mean([len(ids) - n for ids, n in encoded["clean"]]) / np.mean([len(i) for i, _ in encoded["clean"]])
-    assert (only_clean.weights == 4).mean() == pytest.approx(per_clean, rel=0.1)
+    assert (a_fifth.weights == 4).mean() == pytest.approx(0.2 * per_clean, rel=0.1)
+    with pytest.raises(ValueError, match="gap"):
+        pack(encoded | {"gap": []}, shares=SHARES, **options)
+
+
+def test_no_task_is_cut_by_the_end_of_a_row(docstrings, tokenizer):
+    """In every row each target has its whole document before it; too long a task loses its document's end only."""
+    found = tasks(docstrings, clean_pairs(docstrings))
+    clean = encode(tokenizer, found["clean"])
+    whole = {tuple(ids.tolist()): n for ids, n in clean}
+    options = {"shares": {"clean": 1.0}, "num_rows": 32, "target_weight": 4.0, "seed": 0}
+    longest = max(map(len, whole))
+    rows = pack({"clean": clean, "text": encode(tokenizer, found["text"])}, length=longest + 20, **options)
+    for ids, weights in zip(rows.ids.tolist(), rows.weights, strict=True):
+        (targets,) = np.nonzero(np.diff(weights, prepend=1.0) > 0)
+        assert len(targets)
+        for begin in targets:
+            end = begin + ids[begin:].index(1) + 1
+            assert any(tuple(ids[begin - n : end]) == task for task, n in whole.items())
+    short = pack({"clean": clean, "text": encode(tokenizer, found["text"])}, length=40, **options)
+    for ids, weights in zip(short.ids.tolist(), short.weights, strict=True):
+        assert ids[-1] == 1 and ids.count(2) == 1 and weights[0] == 1 and weights[-1] == 4
+        begin = int(np.nonzero(weights == 4)[0][0])
+        assert ids[begin - 1] == 2
+        assert any(
+            tuple(ids[begin:]) == task[n:] and tuple(ids[: begin - 1]) == task[: begin - 1] for task, n in whole.items()
+        )
 
 
 def test_row_loss_is_the_weighted_sum_of_token_losses():
@@ -125,9 +179,10 @@ def test_row_loss_is_the_weighted_sum_of_token_losses():
     assert losses.weights.tolist() == [weights[i, 1:].sum() for i in chosen]
 
 
-def test_the_whole_recipe_runs_resumes_and_ships(tmp_path, monkeypatch, docstrings):
+def test_the_whole_recipe_runs_resumes_and_ships(tmp_path, monkeypatch, docstrings, documented):
     """From docstrings to a folder that plain transformers opens; run again, nothing is trained twice."""
     monkeypatch.setattr(recipe, "harvest", lambda progress: (docstrings, 1, 0))
+    monkeypatch.setattr(recipe, "harvest_code", lambda progress: documented)
     small = Recipe(400, 32, 2, 64, 2, short_steps=6, long_steps=3, short_length=64, tokens_per_step=1024, sft_epochs=1)
     monkeypatch.setitem(recipe.RECIPES, "tiny", small)
     arguments = command.argparse.Namespace(name="tiny", out=tmp_path, share=1.0, no_compile=True)
@@ -149,9 +204,10 @@ def test_the_whole_recipe_runs_resumes_and_ships(tmp_path, monkeypatch, docstrin
     assert sorted((tmp_path / "short").glob("checkpoint-*")) == before
 
 
-def test_export_measures_the_shipped_weights(tmp_path, docstrings, monkeypatch):
+def test_export_measures_the_shipped_weights(tmp_path, docstrings, documented, monkeypatch):
     """The card's loss is that of the bf16 files, not of the float32 model that they were rounded from."""
     monkeypatch.setattr(recipe, "harvest", lambda progress: (docstrings, 1, 0))
+    monkeypatch.setattr(recipe, "harvest_code", lambda progress: documented)
     small = Recipe(400, 32, 2, 64, 2, short_steps=2, long_steps=2, short_length=64, tokens_per_step=1024)
     data = recipe.prepare(small, progress=False)
     facts = {

@@ -50,6 +50,8 @@ def pack(
     A task that does not fit into what is left of a row waits for the next row, and plain text, which may be cut
     anywhere, fills this one; so text can get more than its share. A task longer than a row loses its document's end.
     """
+    if missing := [kind for kind in shares if kind != "repeat" and not encoded.get(kind)]:
+        raise ValueError(f"pack: shares name {', '.join(missing)}, of which there are no tasks")
     rng = random.Random(seed)
     tasks = {kind: _stream(encoded[kind], rng) for kind in shares if kind not in ("text", "repeat")}
     if "repeat" in shares:
