@@ -37,6 +37,8 @@ class Bandit:
             check_distribution("rho", self.rho, self.rewards.shape[1])
         if self.features is not None and self.features.shape[:-1] != self.rewards.shape:
             raise ValueError(f"features of shape {tuple(self.features.shape)}: [S, X, K, d] over rewards is needed")
+        if self.features is not None and not bool(torch.isfinite(self.features).all()):
+            raise ValueError("features: every entry must be finite")
 
     @property
     def arms(self) -> int:
@@ -68,7 +70,8 @@ def random_bandit(
 
     reference: "uniform"; "random" ~ exp(sharpness * normal); "good" ~ exp(+sharpness r), "bad" ~ exp(-sharpness r);
     "sharp": "random" with four times the sharpness. features: dimension d of linear rewards phi . theta, phi normal,
-    scaled so that each world's rewards fill `reward_range`; None: free rewards. Raises ValueError for bad input.
+    scaled so that each world's rewards fill `reward_range` (a constant joins them: [S, X, K, d + 1]); None: free.
+    Raises ValueError for bad input.
     """
     for name, number in {"seeds": seeds, "contexts": contexts, "features": 1 if features is None else features}.items():
         if number < 1:
@@ -121,7 +124,7 @@ def check_distribution(name: str, probabilities: Tensor, size: int) -> None:
     """Raises ValueError unless `probabilities` is [size], not negative, and sums to one."""
     if probabilities.shape != (size,):
         raise ValueError(f"{name} of shape {tuple(probabilities.shape)}: ({size},) is needed")
-    if bool((probabilities < 0).any()) or abs(float(probabilities.sum()) - 1) > 1e-8:
+    if not (bool((probabilities >= 0).all()) and abs(float(probabilities.sum()) - 1) <= 1e-8):  # also refuses nan
         raise ValueError(f"{name}={probabilities.tolist()}: must not be negative and must sum to 1")
 
 

@@ -81,4 +81,5 @@ def checked_beta(beta: float | Tensor) -> float | Tensor:
 
 def _plogp(logps: Tensor, difference: Tensor) -> Tensor:
     """pi * difference, where 0 * inf is 0: an arm that is never played costs nothing."""
-    return torch.where(logps == -math.inf, 0.0, logps.exp() * difference)
+    # The mask goes on the factor, not on the product: a product of 0 * inf behind a mask still has the gradient nan.
+    return logps.exp() * difference.masked_fill(logps == -math.inf, 0.0)
