@@ -37,6 +37,29 @@ def count_wins(winners: Tensor, losers: Tensor, arms: int) -> Tensor:
     return wins * (1 - torch.eye(arms, dtype=wins.dtype))
 
 
+def labelled_pairs(rewards: Tensor, first_logps: Tensor, second_logps: Tensor) -> Tensor:
+    """Share of every (chosen, rejected) pair when y ~ first, y' ~ second and Bradley-Terry labels, [..., K, K].
+
+    P(i beats j) = sigma(r_i - r_j) [ first_i second_j + second_i first_j ]; equal arms are dropped (diagonal 0), so
+    the sum is 1 - P(y = y').
+    """
+    both = first_logps.exp().unsqueeze(-1) * second_logps.exp().unsqueeze(-2)
+    wins = torch.sigmoid(rewards.unsqueeze(-1) - rewards.unsqueeze(-2)) * (both + both.mT)
+    return wins * (1 - torch.eye(rewards.shape[-1], dtype=wins.dtype))
+
+
+def draw_pairs(shares: Tensor, num: int, generator: torch.Generator) -> Tensor:
+    """`num` comparisons per context drawn from the shares of (chosen, rejected) pairs, counted, [..., K, K].
+
+    shares: [..., K, K], not negative, as from `labelled_pairs`; they need not sum to 1. Raises ValueError if num < 1.
+    """
+    if num < 1:
+        raise ValueError(f"num={num}: at least 1 comparison is needed")
+    drawn = torch.multinomial(shares.flatten(0, -3).flatten(1), num, replacement=True, generator=generator)
+    counts = torch.zeros_like(shares).flatten(0, -3).flatten(1)
+    return counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=shares.dtype)).view(shares.shape)
+
+
 def nll(rewards: Tensor, wins: Tensor) -> Tensor:
     """l(r, D), [...]: a sum over contexts and comparisons. rewards: [..., X, K]. wins: [..., X, K, K]."""
     margins = rewards.unsqueeze(-1) - rewards.unsqueeze(-2)
