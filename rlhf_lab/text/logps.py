@@ -4,29 +4,22 @@
 the plain padded path that it is checked against, and falls back to.
 """
 
-import warnings
+from functools import partial
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rlhf_lab.objective import WEIGHTINGS, Weighting
-from rlhf_lab.text.attention import PackedAttentionUnsupported, Packing, packed_attention_in
-from rlhf_lab.text.batches import Batch, Example, collate
+from rlhf_lab.text.batches import Batch
+from rlhf_lab.text.hidden import packed_hidden, packed_last_hidden, packed_or_plain, padded_rows
 
 # Logits of at most this many elements are kept for backward; beyond, they are made in chunks and again in backward.
 CHUNK_ELEMENTS = 2**25
 # Rows of logits are reduced a few at a time, so that their float32 copies stay in the processor's cache.
 TILE_ELEMENTS = 2**18
-
-# Mean difference per token between packed and plain, relative to 1 + |log-prob|, by "the weights have 32 bits".
-PROBE_TOLERANCE = {True: 3e-4, False: 2e-2}
-
-# Models that were checked on their first batch: True if packed rows give what the plain path gives.
-_packs: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 class ResponseLogps(NamedTuple):
@@ -61,14 +54,8 @@ def response_logps(model: PreTrainedModel, batch: Batch, *, weighting: Weighting
     Raises ValueError for an encoder-decoder or an unknown weighting.
     """
     _check_request(model, weighting)
-    if model not in _packs:
-        _packs[model] = _agrees_with_plain(model, batch)
-    if _packs[model]:
-        try:
-            return packed_response_logps(model, batch, weighting=weighting)
-        except PackedAttentionUnsupported as error:
-            _packs[model] = _fall_back(model, str(error))
-    return plain_response_logps(model, batch, weighting=weighting)
+    packed, plain = (partial(path, weighting=weighting) for path in (packed_response_logps, plain_response_logps))
+    return packed_or_plain(model, batch, packed, plain, lambda result: result.token_logps[result.mask], "log-probs")
 
 
 def packed_response_logps(model: PreTrainedModel, batch: Batch, *, weighting: Weighting | None = None) -> ResponseLogps:
@@ -76,34 +63,37 @@ def packed_response_logps(model: PreTrainedModel, batch: Batch, *, weighting: We
 
     Raises PackedAttentionUnsupported if the model's attention needs what packed rows do not offer.
     """
-    # A 4-D mask is handed to the attention function as it is, and ours does not read it: none of size N x N is built.
-    no_mask = torch.zeros(1, 1, 1, 1, device=batch.input_ids.device)
-    with packed_attention_in(model):
-        hidden = model.get_decoder()(
-            input_ids=batch.input_ids,
-            attention_mask=no_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,
-            packing=Packing.of(batch.examples),
-        )[0]
-    logps, alignment = _head_logps(model, hidden[0, batch.predictors], batch.targets, weighting)
+    hidden = packed_hidden(model, batch)
+    logps, alignment = _head_logps(model, hidden[batch.predictors], batch.targets, weighting)
     return _unpack(batch, logps, alignment)
 
 
 def plain_response_logps(model: PreTrainedModel, batch: Batch, *, weighting: Weighting | None = None) -> ResponseLogps:
     """The same log-probs by the plain way: one right-padded row per (prompt, response), logits everywhere."""
     _check_request(model, weighting)
-    device = batch.input_ids.device
-    rows = [torch.tensor(e.prompt + response) for e in batch.examples for response in e.responses]
-    input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    attention_mask = (torch.arange(input_ids.shape[1], device=device) < lengths[:, None]).long()
-    logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
-    starts = torch.tensor([len(e.prompt) for e in batch.examples for _ in e.responses], device=device)
-    steps = torch.arange(batch.mask.shape[-1], device=device)
+    rows = padded_rows(batch)
+    logits = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).logits
+    steps = torch.arange(batch.mask.shape[-1], device=logits.device)
     row, step = batch.mask.flatten(0, 1).nonzero(as_tuple=True)
-    logps, alignment = _TokenLogps.apply(logits[row, starts[row] + steps[step] - 1], batch.targets, weighting)
+    logps, alignment = _TokenLogps.apply(logits[row, rows.starts[row] + steps[step] - 1], batch.targets, weighting)
     return _unpack(batch, logps, alignment)
+
+
+def last_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The logits at the last token of each response, [B, K, V]: what the model would write next.
+
+    Prompts run once, checked on the first batch, and with the same fallback as `response_logps`.
+    """
+
+    def packed(model: PreTrainedModel, batch: Batch) -> Tensor:
+        return head_logits(model, packed_last_hidden(model, batch))
+
+    def plain(model: PreTrainedModel, batch: Batch) -> Tensor:
+        rows = padded_rows(batch)
+        logits = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).logits
+        return logits[torch.arange(len(logits)), rows.lengths - 1].unflatten(0, batch.mask.shape[:2])
+
+    return packed_or_plain(model, batch, packed, plain, lambda logits: logits, "next-token logits")
 
 
 def _unpack(batch: Batch, logps: Tensor, alignment: Tensor | None) -> ResponseLogps:
@@ -117,7 +107,7 @@ def _head_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, weighti
     """log softmax(head(hidden))[targets] and alignment, each [M]; chunks are computed again in backward when large."""
 
     def logps_of(chunk: Tensor, chunk_targets: Tensor):
-        return _TokenLogps.apply(_logits(model, chunk), chunk_targets, weighting)
+        return _TokenLogps.apply(head_logits(model, chunk), chunk_targets, weighting)
 
     rows = max(1, CHUNK_ELEMENTS // model.get_output_embeddings().weight.shape[0])
     if len(targets) <= rows:
@@ -128,8 +118,8 @@ def _head_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, weighti
     return torch.cat(logps), None if weighting is None else torch.cat(alignments)
 
 
-def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """The head with the scaling or soft-capping that transformers' models apply to its output."""
+def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """[.., D] -> [.., V]: the head with the scaling or soft-capping that transformers' models apply to its output."""
     logits = model.get_output_embeddings()(hidden)
     config = model.config.get_text_config()
     if getattr(config, "logit_scale", None) is not None:  # Cohere
@@ -176,42 +166,6 @@ class _TokenLogps(torch.autograd.Function):
             tile = (z.to(lse.dtype) - lse).exp_().mul_(-g)
             out.copy_(tile.scatter_add_(1, y, g))
         return grad_logits, None, None
-
-
-def _agrees_with_plain(model: PreTrainedModel, batch: Batch) -> bool:
-    """Run a small probe both ways: two examples, their first response once more at the end to reveal a leak."""
-    probe = [Example(e.prompt, (*e.responses, e.responses[0]), e.row) for e in (batch.examples * 2)[:2]]
-    small = collate(probe, batch.input_ids.device)
-    training = [module for module in model.modules() if module.training]
-    model.eval()  # no dropout, or two runs could not be compared
-    try:
-        with torch.no_grad(), torch.autocast(batch.input_ids.device.type, enabled=False):
-            plain = plain_response_logps(model, small)
-            return _packed_probe_agrees(model, small, plain)
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _packed_probe_agrees(model: PreTrainedModel, probe: Batch, plain: ResponseLogps) -> bool:
-    try:
-        packed = packed_response_logps(model, probe)
-    except Exception as error:  # the plain path took the same input, so whatever fails here is a matter of packing
-        return _fall_back(model, f"{type(error).__name__}: {error}")
-    gap = (packed.token_logps - plain.token_logps).abs().sum() / plain.mask.sum()
-    size = plain.token_logps.abs().sum() / plain.mask.sum()
-    if not bool(gap <= PROBE_TOLERANCE[torch.finfo(model.dtype).bits >= 32] * (1 + size)):
-        return _fall_back(model, f"log-probs differ by {float(gap):.2g} nats per token")
-    return True
-
-
-def _fall_back(model: PreTrainedModel, reason: str) -> bool:
-    warnings.warn(
-        f"{type(model).__name__} cannot run packed rows with shared prompts ({reason}); its log-probs take the plain "
-        "padded path from now on: the same values, slower and with more memory",
-        stacklevel=4,
-    )
-    return False
 
 
 def _check_request(model: PreTrainedModel, weighting: Weighting | None) -> None:

@@ -1,12 +1,14 @@
-"""Where records come from: a JSONL, CSV or Parquet file, a directory that `datasets` can open, or a hub id.
+"""Where records come from: a JSONL, .jsonl.gz, CSV or Parquet file, a directory for `datasets`, or a hub id.
 
 Everything becomes a `Table` of numbered rows; a row that cannot be read at all is a `Problem` in its place, so that
 numbers stay positions in the source (JSONL: row i is line i + 1, blank lines are skipped but counted).
 """
 
 import csv
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +41,7 @@ def read_table(
     path = Path(source)
     if path.is_dir():
         table = _rows_table(source, _open_directory(path, split or (known.split if known else "train")))
-    elif path.is_file() or path.suffix in READERS or source.startswith((".", "/", "~")):
+    elif path.is_file() or _suffix(path) in READERS or source.startswith((".", "/", "~")):
         table = _read_file(path, split)
     else:
         table = _rows_table(source, _open_hub(source, split))
@@ -103,21 +105,28 @@ def _rows_table(source: str, rows: Any) -> Table:
 
 def _read_file(path: Path, split: str | None) -> Table:
     path = path.expanduser()
-    if path.suffix not in READERS:
-        raise ValueError(f"{path}: cannot read {path.suffix or 'a file without a suffix'}; use {', '.join(READERS)}")
+    if _suffix(path) not in READERS:
+        raise ValueError(f"{path}: cannot read {_suffix(path) or 'a file without a suffix'}; use {', '.join(READERS)}")
     if split is not None:
         raise ValueError(f"{path}: split={split!r} is for dataset directories and hub ids; a file has no splits")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    rows, columns = READERS[path.suffix](path)
+    rows, columns = READERS[_suffix(path)](path)
     return Table(str(path), rows, columns)
 
 
 def _read_jsonl(path: Path) -> tuple[list[tuple[int, Any]], tuple[str, ...]]:
-    lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    lines = _bytes_of(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
     rows = [(number, _parse_line(number, line)) for number, line in enumerate(lines) if line.strip()]
     columns = {name: None for _, row in rows if isinstance(row, dict) for name in row}
     return rows, tuple(columns)
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole gzip file: {error}") from error
 
 
 def _parse_line(number: int, line: bytes) -> Any:
@@ -180,7 +189,17 @@ def _parquet_row(number: int, table: Any) -> Any:
         return Problem(number, "row", "undecodable bytes", shorten(error.object))
 
 
-READERS = {".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+READERS = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".jsonl.gz": _read_jsonl,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def _suffix(path: Path) -> str:
+    return ".jsonl.gz" if path.name.endswith(".jsonl.gz") else path.suffix
 
 
 # Directories and the hub

@@ -174,14 +174,15 @@ def truncate(prompt: Ids, responses: Sequence[Ids], limits: Limits, bos: int | N
     All responses share the one prompt, so the longest decides. A prompt that begins with `bos` keeps it. EOS is the
     last token of a response: a cut takes it away and nothing puts it back.
     """
-    prompt = _last(prompt, limits.max_prompt_length or len(prompt), bos)
+    prompt = keep_last(prompt, limits.max_prompt_length or len(prompt), bos)
     reserved = min(len(prompt), limits.max_length // 2)
     room = min(limits.max_length - reserved, limits.max_response_length or limits.max_length)
     responses = [response[:room] for response in responses]
-    return _last(prompt, limits.max_length - max(map(len, responses)), bos), responses
+    return keep_last(prompt, limits.max_length - max(map(len, responses)), bos), responses
 
 
-def _last(ids: Ids, size: int, bos: int | None) -> Ids:
+def keep_last(ids: Ids, size: int, bos: int | None = None) -> Ids:
+    """The last `size` >= 1 ids; a BOS at their start stays."""
     if len(ids) <= size:
         return ids
     return (bos, *ids[len(ids) - size + 1 :]) if size > 1 and ids[0] == bos else ids[len(ids) - size :]
