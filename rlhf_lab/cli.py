@@ -19,10 +19,18 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "summarize": Command("the main job: a small model becomes a better summariser", "rlhf_lab.summarize"),
+    "study": Command(
+        "a question about the methods, answered with intervals in exact worlds", "rlhf_lab.studies.command"
+    ),
     "train preference": Command(
         "DPO, WPO, VPO and their cousins on comparisons", "rlhf_lab.training.preference_command"
     ),
     "train sft": Command("supervised fine-tuning on (prompt, response) records", "rlhf_lab.training.sft_command"),
+    "train reward": Command("a Bradley-Terry reward model from comparisons", "rlhf_lab.judges.reward_command"),
+    "train online": Command("the online loop: ask, judge, pair, train, and ask again", "rlhf_lab.online.command"),
+    "judge": Command(
+        "how well a trained judge predicts comparisons about other prompts", "rlhf_lab.judges.judge_command"
+    ),
     "pretrain": Command("make the small models that are shipped", "rlhf_lab.pretraining.command"),
     "docs": Command("the docstring corpus: counts and examples", "rlhf_lab.text.docs_command"),
     "doctor": Command("versions, device, precision, memory, and what would be used", "rlhf_lab.doctor"),
