@@ -1,14 +1,25 @@
 """Sampling: against transformers' own greedy search, the exact distribution, and itself at other batch sizes."""
 
 import math
+import warnings
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from rlhf_lab.text.generate import complete, left_pad, next_tokens, sample, uniform_streams
+from rlhf_lab.text import decoding
+from rlhf_lab.text.decoding import RepeatedPrompts, SharedPrompts, left_pad, shares_prompts
+from rlhf_lab.text.generate import (
+    _in_bf16,
+    beam_search,
+    complete,
+    next_tokens,
+    sample,
+    token_logps,
+    uniform_streams,
+)
 
 EOS = 1
 
@@ -179,3 +190,158 @@ def test_an_empty_prompt_is_named():
 
 def test_no_prompts_give_no_responses():
     assert sample(tiny_llama(), [], eos_token_id=EOS) == []
+
+
+def test_each_response_has_its_temperature():
+    """Response j is the one that temperature j alone would draw, for the stream is that of (seed, prompt, j)."""
+    model, temperatures = tiny_llama(), (1.0, 0.7, 2.0)
+    mixed = sample(model, PROMPTS, n=3, temperatures=temperatures, eos_token_id=EOS, max_new_tokens=6)
+    for j, temperature in enumerate(temperatures):
+        alone = sample(model, PROMPTS, n=3, temperature=temperature, eos_token_id=EOS, max_new_tokens=6)
+        assert [row[j] for row in mixed] == [row[j] for row in alone]
+    assert mixed != sample(model, PROMPTS, n=3, eos_token_id=EOS, max_new_tokens=6)
+
+
+def test_log_probs_when_asked():
+    model, options = tiny_llama(), {"n": 2, "eos_token_id": EOS, "max_new_tokens": 5}
+    with_logps = sample(model, PROMPTS, return_logps=True, **options)
+    assert with_logps == complete(model, PROMPTS, **options)
+    assert [[c.tokens for c in row] for row in with_logps] == sample(model, PROMPTS, **options)
+
+
+def test_bf16_runs_a_copy_with_exact_positions():
+    """The copy's logits are within bf16's rounding, the model itself is untouched."""
+    model = tiny_llama()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    options = {"n": 3, "eos_token_id": EOS, "max_new_tokens": 8}
+    in_bf16 = complete(model, PROMPTS, bf16=True, **options)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    copied = _in_bf16(model, True)
+    assert {p.dtype for p in copied.parameters()} == {torch.bfloat16}
+    assert torch.equal(copied.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
+    assert copied.model.rotary_emb.inv_freq.dtype == torch.float32
+    errors = [
+        abs(a - b)
+        for prompt, row in zip(PROMPTS, in_bf16, strict=True)
+        for completion in row
+        for a, b in zip(completion.logps, token_logps(model, [prompt], [completion.tokens])[0], strict=True)
+    ]
+    assert 0 < sum(errors) / len(errors) < 0.1
+    assert _in_bf16(model, False) is model
+
+
+def test_token_logps_are_those_of_one_forward_pass_in_any_order():
+    model = tiny_llama()
+    responses = [[4, 5, EOS], [6], [7, 8], [9] * 9, [3, EOS]]
+    for prompt, response, logps in zip(PROMPTS, responses, token_logps(model, PROMPTS, responses), strict=True):
+        logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(-1, torch.tensor(response)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(logps), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_wide_beam_finds_the_most_likely_response():
+    """Six tokens, three steps: all 6 + 6 * 5 + .. responses are enumerated; width 40 covers them."""
+    model, prompt = tiny_llama(vocab=6), [3, 4]
+    finished, open_ = [], [[]]
+    for _ in range(3):
+        grown = [[*y, v] for y in open_ for v in range(6)]
+        finished += [y for y in grown if y[-1] == EOS]
+        open_ = [y for y in grown if y[-1] != EOS]
+    everything = finished + open_
+    totals = [sum(logps) for logps in token_logps(model, [prompt] * len(everything), everything)]
+    best = max(range(len(everything)), key=totals.__getitem__)
+    (found,) = beam_search(model, [prompt], 40, eos_token_id=EOS, max_new_tokens=3)
+    assert found.tokens == everything[best]
+    assert sum(found.logps) == pytest.approx(totals[best], abs=1e-4)
+
+
+def test_a_beam_of_one_is_greedy_and_order_is_kept():
+    model = tiny_llama()
+    greedy = sample(model, PROMPTS, greedy=True, eos_token_id=EOS, max_new_tokens=6)
+    narrow = beam_search(model, PROMPTS, 1, eos_token_id=EOS, max_new_tokens=6, prompts_per_batch=2)
+    assert [[found.tokens] for found in narrow] == greedy
+    whole = beam_search(model, PROMPTS, 3, eos_token_id=EOS, max_new_tokens=6)
+    assert [
+        f.tokens for f in beam_search(model, PROMPTS, 3, eos_token_id=EOS, max_new_tokens=6, prompts_per_batch=1)
+    ] == [f.tokens for f in whole]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperatures": (1.0, 0.7)}, "2 values for n=3"),
+        ({"temperatures": (1.0, 0.7, 0.0)}, "temperature=0.0"),
+        ({"temperatures": (1.0,) * 3, "temperature": 0.5}, "not both"),
+    ],
+)
+def test_bad_temperatures_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        sample(tiny_llama(), PROMPTS, n=3, eos_token_id=EOS, **changes)
+
+
+def test_a_beam_of_none_is_refused():
+    with pytest.raises(ValueError, match="width=0"):
+        beam_search(tiny_llama(), PROMPTS, 0, eos_token_id=EOS)
+
+
+def tiny_mistral() -> MistralForCausalLM:
+    """A sliding window of three tokens: what lies further back is not seen."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = MistralConfig(
+        vocab_size=40, num_key_value_heads=1, sliding_window=3, head_dim=8, initializer_range=0.5, **sizes
+    )
+    return MistralForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
+@torch.no_grad()
+def test_a_shared_prompt_gives_the_logits_of_a_repeated_one(make):
+    """40 tokens, more than the first room; rows leave, then all rows of a prompt (the longest one), then none."""
+    model, n = make(), 3
+    both = [kind(model, PROMPTS, n, EOS) for kind in (SharedPrompts, RepeatedPrompts)]
+    rows = torch.arange(len(PROMPTS) * n)
+    generator = torch.Generator().manual_seed(0)
+    for t in range(40):
+        torch.testing.assert_close(both[0].logits, both[1].logits[: len(both[0].logits)], atol=1e-4, rtol=1e-4)
+        gone = {5: rows % 4 == 0, 11: rows // n == 2, 20: rows < 0}.get(t)
+        if gone is not None:
+            kept = (~gone).nonzero()[:, 0]
+            rows = rows[kept]
+            for state in both:
+                state.keep(kept)
+        tokens = torch.randint(2, 40, (len(rows),), generator=generator)
+        for state in both:
+            state.advance(tokens)
+    assert len(both[0].bias) == len(PROMPTS) - 1
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.filterwarnings("error")
+def test_llamas_share_their_prompts():
+    assert shares_prompts(tiny_llama())
+    assert shares_prompts(tiny_llama().to(torch.bfloat16))
+
+
+def test_a_model_that_cannot_share_repeats_and_says_so_once():
+    """A sliding window would be ignored by the shared attention; greedy search is that of `generate` all the same."""
+    model, options = tiny_mistral(), {"eos_token_id": EOS, "max_new_tokens": 8}
+    with pytest.warns(UserWarning, match="MistralForCausalLM cannot share a prompt.*sliding_window"):
+        pairs = sample(model, PROMPTS, n=2, temperature=1e-4, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sample(model, PROMPTS, n=2, temperature=1e-4, **options) == pairs
+    for prompt, row in zip(PROMPTS, pairs, strict=True):
+        ids = torch.tensor([prompt])
+        greedy = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8, eos_token_id=EOS
+        )
+        assert row == [greedy[0, len(prompt) :].tolist()] * 2
+
+
+def test_a_wrong_sharing_is_noticed(monkeypatch):
+    """An attention that runs but forgets the scale: the probe compares logits, and the prompt is repeated."""
+    right = decoding.SharedPrompts.by_prompt
+    monkeypatch.setattr(decoding.SharedPrompts, "by_prompt", lambda self, rows: 0.5 * right(self, rows))
+    with pytest.warns(UserWarning, match="logits differ by"):
+        assert not shares_prompts(tiny_llama())
