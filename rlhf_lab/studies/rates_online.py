@@ -61,11 +61,13 @@ def _rounded(interval: dict[str, float]) -> dict[str, float]:
 def sentences(results: dict) -> list[str]:
     """Slopes in words, then what each way of drawing pairs does to the regret of the last round."""
     told = [
-        f"10 arms, bad pi_ref, alpha_t = {results['alpha']} sqrt(t); slopes of log cumulative regret of pi_t over "
-        f"log T, T = {results['from']} to {results['rounds']}"
+        f"beta {row['beta']:g}, {row['label']}: slope {number(row['slope'], '.2f')}, {_rate(row['slope'])}"
+        for row in results["lines"]
     ]
-    for row in results["lines"]:
-        told.append(f"beta {row['beta']:g}, {row['label']}: slope {number(row['slope'], '.2f')}, {_rate(row['slope'])}")
+    told[0] = (
+        f"slopes of the log cumulative regret of pi_t over log T, T = {results['from']} to {results['rounds']}, 10 arms, "
+        f"bad pi_ref, alpha_t = {results['alpha']} sqrt(t): {told[0]}"
+    )
     for beta, group in _by_beta(results):
         parts = [
             f"{row['label']} {'lower' if sign(row['against_dpo']) < 0 else 'higher'} ({row['regret'][-1]['mean']:.0f})"
