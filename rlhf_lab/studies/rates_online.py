@@ -65,8 +65,8 @@ def sentences(results: dict) -> list[str]:
         for row in results["lines"]
     ]
     told[0] = (
-        f"slopes of the log cumulative regret of pi_t over log T, T = {results['from']} to {results['rounds']}, 10 arms, "
-        f"bad pi_ref, alpha_t = {results['alpha']} sqrt(t): {told[0]}"
+        f"slopes of the log cumulative regret of pi_t over log T, T = {results['from']} to {results['rounds']}, with "
+        f"10 arms, bad pi_ref, alpha_t = {results['alpha']} sqrt(t): {told[0]}"
     )
     for beta, group in _by_beta(results):
         parts = [
