@@ -119,19 +119,20 @@ The first documents of the test split, not chosen:
 
 ## Data
 
-Docstrings of the Python standard library and of the packages that `rlhf_lab` depends on, read with `ast`, split by a
-hash of the description. Nothing that shares a run of twelve words with a validation or test description was read.
-Mixture by tokens: {shares} (see `rlhf_lab/pretraining/mixture.py`). The docstrings are their authors', under the
-licences of those packages.
+Docstrings of the Python standard library and of the packages that `rlhf_lab` depends on, and the functions and classes
+that they document, read with `ast`, split by a hash of the description. Nothing that shares a run of twelve words with a
+validation or test description was read. Mixture asked for, by tokens: {shares} (see `rlhf_lab/pretraining/mixture.py`;
+plain text also fills what tasks leave over at the ends of rows). The texts are their authors', under the licences of
+those packages.
 
 ## Recipe
 
     {results["command"]}
 
 Seed {recipe["seed"]}. {read / 1e6:.1f}M tokens read ({stages["short"]["num_tokens"] / 1e6:.1f}M in rows of
-{recipe["short_length"]}, {stages["long"]["num_tokens"] / 1e6:.1f}M in rows of 512), then {recipe["sft_epochs"]:g}
-epochs of (description, summary) pairs. {minutes:.0f} minutes: {results["machine"]}. All settings and versions:
-`results.json` beside this file.
+{recipe["short_length"]}, {stages["long"]["num_tokens"] / 1e6:.1f}M in rows of 512), then {recipe["sft_epochs"]:g} \
+epoch{"s" * (recipe["sft_epochs"] != 1)} of (description, summary) pairs. {minutes:.0f} minutes: {results["machine"]}.
+All settings and versions: `results.json` beside this file.
 """
 
 

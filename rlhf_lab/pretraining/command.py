@@ -27,7 +27,8 @@ def main(arguments: argparse.Namespace) -> None:
         recipe = scaled(recipe, arguments.share)
     model, data, facts = pretrain(recipe, arguments.out, compiled=not arguments.no_compile)
     facts["command"] = f"rlhf-lab pretrain {arguments.name} --out runs/{arguments.name}"
-    facts["machine"] = f"{torch.get_num_threads()} threads of {_processor()}"
+    threads = torch.get_num_threads()
+    facts["machine"] = f"{threads} thread{'s' * (threads != 1)} of {_processor()}"
     quality = export(model, data, facts, arguments.name, arguments.out / "model")
     print(f"test loss {quality.loss:.3f}; ROUGE-L greedy {quality.greedy['reward']['mean']:.3f}, ", end="")
     print(f"sampled {quality.sampled['reward']['mean']:.3f}, lead words {quality.lead_words['reward']['mean']:.3f}")
