@@ -122,8 +122,8 @@ The first documents of the test split, not chosen:
 Docstrings of the Python standard library and of the packages that `rlhf_lab` depends on, and the functions and classes
 that they document, read with `ast`, split by a hash of the description. Nothing that shares a run of twelve words with
 a validation or test description was read. Mixture asked for, by tokens: {shares} (see
-`rlhf_lab/pretraining/mixture.py`; plain text also fills what tasks leave over at the ends of rows). The texts are their authors', under the licences of
-those packages.
+`rlhf_lab/pretraining/mixture.py`; plain text also fills what tasks leave over at the ends of rows). The texts are
+their authors', under the licences of those packages.
 
 ## Recipe
 
