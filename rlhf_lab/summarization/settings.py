@@ -36,8 +36,8 @@ class SummarizeSettings:
     label_temperature: float = 0.05
     pairs_per_prompt: int = 2
     beta: float = 0.1
-    learning_rate: float = 1e-4
-    epochs: float = 3.0
+    learning_rate: float = 5e-5
+    epochs: float = 2.0
     batch_size: int = 16
     eval_documents: int = 300
     eval_samples: int = 4
