@@ -16,7 +16,8 @@ from rlhf_lab.online import artefacts, evaluation, policy, results, stages
 from rlhf_lab.online.loop import train_online
 from rlhf_lab.training import checkpoints, loop
 from tests.kill_and_resume import in_child
-from tests.online_toy import save_toy, toy_corpus, toy_run
+from tests.online_toy import toy_run
+from tests.toy import save_toy, toy_corpus
 
 # (where the call counter sits, its name, which call kills). Stages are made in this order: 1 prompts and 2 evaluation
 # of pi_0, then prompts, candidates, scores, pairs, calibration, policy, evaluation: 3 to 9, and 10 to 16.

@@ -25,7 +25,8 @@ from rlhf_lab.text.generate import sample
 from rlhf_lab.text.rewards import rouge_l
 from rlhf_lab.training.models import load_model
 from rlhf_lab.training.preference import train_preference
-from tests.online_toy import save_toy, toy_corpus, toy_run, toy_tokenizer
+from tests.online_toy import toy_run
+from tests.toy import save_toy, toy_corpus, toy_tokenizer
 from tests.training_helpers import distance
 
 NAMES = ("prompts", "candidates", "scores", "pairs", "policy", "evaluation")

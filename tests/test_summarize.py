@@ -3,13 +3,8 @@
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlhf_lab import cli
 from rlhf_lab.summarization.artefacts import key_of, stored
@@ -22,50 +17,14 @@ from rlhf_lab.summarization.settings import SummarizeSettings
 from rlhf_lab.summarize import load_model, summarize
 from rlhf_lab.text.batches import Example
 from rlhf_lab.text.docstrings import DocstringPair
+from tests.toy import save_toy, toy_corpus, toy_model, toy_tokenizer
 
-WORDS = ["read", "write", "open", "close", "file", "socket", "table", "row", "key"]
-
-
-def toy_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<tldr>", "<unk>", *WORDS])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=["<tldr>"], **special)
-
-
-def toy_model(seed: int = 0) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=4 + len(WORDS),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
-def toy_corpus(count: int = 120) -> list[DocstringPair]:
-    """Documents of eight random words whose summary is always "open the file": a preference that can be learned."""
-    rng = np.random.default_rng(0)
-    splits = ["validation", "validation", "test"]
-    return [
-        DocstringPair(" ".join(rng.choice(WORDS, 8)), "open file key", splits[i % 3], "toy", str(i))
-        for i in range(count)
-    ]
+WIDTH = 32
 
 
 @pytest.fixture(scope="module")
 def sft_folder(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("sft")
-    toy_model().save_pretrained(folder)
-    toy_tokenizer().save_pretrained(folder)
-    return str(folder)
+    return save_toy(tmp_path_factory.mktemp("sft"), WIDTH)
 
 
 def toy_settings(out, model, **changes) -> SummarizeSettings:
@@ -84,7 +43,7 @@ def toy_settings(out, model, **changes) -> SummarizeSettings:
 def job(sft_folder, tmp_path_factory):
     """One run of the whole job, and what it left behind."""
     out = tmp_path_factory.mktemp("job")
-    return out, summarize(toy_settings(out, sft_folder), corpus=toy_corpus())
+    return out, summarize(toy_settings(out, sft_folder), corpus=toy_corpus(120))
 
 
 def test_every_method_beats_the_sft_model(job):
@@ -115,7 +74,7 @@ def test_the_job_leaves_its_files(job):
     assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
     for method in results["methods"]:
         model, tokenizer, _ = load_model(str(out / "models" / method))
-        assert not torch.equal(model.lm_head.weight, toy_model().lm_head.weight)
+        assert not torch.equal(model.lm_head.weight, toy_model(width=WIDTH).lm_head.weight)
         assert tokenizer.decode([2]) == "<tldr>"
 
 
@@ -130,13 +89,13 @@ def test_the_pairs_are_written_as_records(job):
 def test_a_second_run_reads_back_and_another_seed_does_not(job, sft_folder):
     """Same settings: every stage read back, same numbers. One changed setting: what depends on it is made again."""
     out, first = job
-    second = summarize(toy_settings(out, sft_folder), corpus=toy_corpus())
+    second = summarize(toy_settings(out, sft_folder), corpus=toy_corpus(120))
     methods = ["dpo", "wpo", "vpo-offline"]
     stages = ["candidates", *(f"train {m}" for m in methods), *(f"evaluate {m}" for m in ["sft", *methods])]
     assert set(second["stages_read_back"]) == set(stages)
     for key in ("methods", "sft", "lead_words", "pairs", "samples"):
         assert second[key] == first[key]
-    third = summarize(toy_settings(out, sft_folder, methods=("dpo",), beta=0.2), corpus=toy_corpus())
+    third = summarize(toy_settings(out, sft_folder, methods=("dpo",), beta=0.2), corpus=toy_corpus(120))
     assert set(third["stages_read_back"]) == {"candidates", "evaluate sft"}
     assert third["methods"]["dpo"]["reward"] != first["methods"]["dpo"]["reward"]
 
@@ -164,12 +123,12 @@ def test_bad_settings_are_refused_at_once(changes, message):
 
 def test_too_few_documents_and_a_bad_folder_stop_before_any_work(sft_folder, tmp_path):
     with pytest.raises(ValueError, match="only 80 of 80 fit"):
-        summarize(toy_settings(tmp_path, sft_folder, prompts=81), corpus=toy_corpus())
+        summarize(toy_settings(tmp_path, sft_folder, prompts=81), corpus=toy_corpus(120))
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot write to"):
-        summarize(toy_settings(tmp_path / "file", sft_folder), corpus=toy_corpus())
+        summarize(toy_settings(tmp_path / "file", sft_folder), corpus=toy_corpus(120))
     with pytest.raises(ValueError, match="holds no model"):
-        summarize(toy_settings(tmp_path, str(tmp_path)), corpus=toy_corpus())
+        summarize(toy_settings(tmp_path, str(tmp_path)), corpus=toy_corpus(120))
     assert not (tmp_path / "candidates.json").exists()
 
 
@@ -255,11 +214,11 @@ def test_pairing_removes_how_hard_a_document_is():
 
 
 def test_log_ratios_average_to_the_kl_divergence():
-    """All 13 one-token responses, weighted by pi: the exact KL of the first token, against its closed form."""
-    policy, reference = toy_model(1), toy_model(2)
+    """All 15 one-token responses, weighted by pi: the exact KL of the first token, against its closed form."""
+    policy, reference = toy_model(1, WIDTH), toy_model(2, WIDTH)
     for model in (policy, reference):
         model.lm_head.weight.data *= 10
-    example = Example((4, 5, 2), tuple((token,) for token in range(13)))
+    example = Example((4, 5, 2), tuple((token,) for token in range(15)))
     ratios = torch.tensor(response_log_ratios(policy, reference, [example])[0])
     logits = [m(torch.tensor([example.prompt])).logits[0, -1].detach().log_softmax(-1) for m in (policy, reference)]
     expected = (logits[0].exp() * (logits[0] - logits[1])).sum()
