@@ -224,7 +224,7 @@ def test_log_ratios_average_to_the_kl_divergence():
     expected = (logits[0].exp() * (logits[0] - logits[1])).sum()
     assert (logits[0].exp() * ratios).sum().item() == pytest.approx(expected.item(), rel=1e-4)
     assert expected > 0.01
-    assert response_log_ratios(policy, policy, [example]) == [[0.0] * 13]
+    assert response_log_ratios(policy, policy, [example]) == [[0.0] * 15]
 
 
 def test_verdicts_say_when_a_method_does_not_win():
