@@ -18,6 +18,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
+from rlhf_lab.assets import PACKAGE
 from rlhf_lab.course import build as build_module
 from rlhf_lab.course import plots, results, tables
 from rlhf_lab.course.build import build, main
@@ -26,6 +27,7 @@ from rlhf_lab.course.masters import CourseError, between_markers, minutes, read_
 from rlhf_lab.course.predict import Prediction
 from rlhf_lab.course.publish import MAX_BYTES, WIDGET_VIEW, clean, differences, problems, written
 from rlhf_lab.objective import PRESETS
+from rlhf_lab.studies.command import STUDIES
 
 README = "# A course\n<!-- notebooks:begin -->\n<!-- notebooks:end -->\nThe end.\n"
 HEADER = """\
@@ -275,11 +277,25 @@ def test_result_tables_go_between_the_readmes_markers(tmp_path):
     readme, measured = tmp_path / "README.md", tmp_path / "rows.json"
     readme.write_text("a\n<!-- benchmark:begin -->\nold\n<!-- benchmark:end -->\nz\n", encoding="utf-8")
     row = {"shape": "tldr", "model": "6M", "precision": "bf16", "ours_pairs_per_s": 8, "trl_pairs_per_s": 2}
+    row |= {"prompt": 400}
     measured.write_text(json.dumps([row | {"speed_ratio": 4, "limit_share": 0.85}]), encoding="utf-8")
     assert results.main(["benchmark", str(measured), "--readme", str(readme)]) == 0
     text = readme.read_text(encoding="utf-8")
-    assert "| tldr | 6M | bf16 | 8.00 | 2.00 | 4.00x |  | 85% |" in text and "old" not in text
+    assert "| tldr | 6M | bf16 | 400 | 8.00 | 2.00 | 4.00x |  | 85% |" in text and "old" not in text
     assert text.startswith("a\n") and text.endswith("z\n")
+
+
+def test_the_studies_table_has_each_shipped_study_in_the_commands_order(tmp_path):
+    """What ships in docs/studies is in the README, with the sentence that its own numbers make."""
+    readme, root = tmp_path / "README.md", PACKAGE.parent
+    readme.write_text("<!-- studies:begin -->\n<!-- studies:end -->\n", encoding="utf-8")
+    files = sorted(map(str, (root / "docs" / "studies").glob("*/results.json")))
+    assert results.main(["studies", *files, "--readme", str(readme)]) == 0
+    table = readme.read_text(encoding="utf-8")
+    assert table in (root / "README.md").read_text(encoding="utf-8")
+    assert [line.split("]")[0][3:] for line in table.splitlines() if line.startswith("| [")] == list(STUDIES)
+    with pytest.raises(SystemExit):
+        results.main(["benchmark", *files, "--readme", str(readme)])
 
 
 def test_prediction_never_blocks_and_reveals_only_an_option(capsys):

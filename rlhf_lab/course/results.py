@@ -16,6 +16,7 @@ BENCHMARK_COLUMNS = {
     "shape": "shape",
     "model": "model",
     "precision": "precision",
+    "prompt": "prompt, tokens",
     "ours_pairs_per_s": "ours, pairs/s",
     "trl_pairs_per_s": "TRL, pairs/s",
     "speed_ratio": "speed",
@@ -52,8 +53,8 @@ def studies_table(records: Sequence[Mapping]) -> str:
 
 
 def _cell(name: str, value: str | float | None) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
+    if value is None or isinstance(value, str) or name == "prompt":
+        return "" if value is None else str(value)
     return f"{value:.0%}" if name == "limit_share" else f"{value:.2f}" + ("x" if name.endswith("ratio") else "")
 
 
