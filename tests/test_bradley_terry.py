@@ -18,18 +18,7 @@ from rlhf_lab.bradley_terry import (
     strong_components,
     win_matrix,
 )
-
-F64 = torch.float64
-close = torch.testing.assert_close
-
-
-def tensor(values) -> torch.Tensor:
-    return torch.tensor(values, dtype=F64)
-
-
-def round_robin(items: int, times: float) -> torch.Tensor:
-    """Every pair meets `times` times."""
-    return times * (1 - torch.eye(items, dtype=F64))
+from tests.bradley_terry_helpers import F64, close, round_robin, tensor
 
 
 def world(seed: int, items: int = 6, times: int = 20) -> torch.Tensor:

@@ -24,17 +24,7 @@ from rlhf_lab.bradley_terry import (
     tie_probabilities,
     win_matrix,
 )
-
-F64 = torch.float64
-close = torch.testing.assert_close
-
-
-def tensor(values) -> torch.Tensor:
-    return torch.tensor(values, dtype=F64)
-
-
-def round_robin(items: int, times: float) -> torch.Tensor:
-    return times * (1 - torch.eye(items, dtype=F64))
+from tests.bradley_terry_helpers import F64, close, round_robin, tensor
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:
