@@ -2,13 +2,16 @@
 
 import itertools
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_lab.pretraining import command, recipe
+from rlhf_lab.assets import small_model_path
+from rlhf_lab.judges.judge_command import JudgeSettings
+from rlhf_lab.pretraining import command, human_labels, recipe
 from rlhf_lab.pretraining.card import export
 from rlhf_lab.pretraining.code import Documented, read_code
 from rlhf_lab.pretraining.mixture import LATE_SHARES, SHARES, Task, central_sentence, tasks
@@ -219,6 +222,28 @@ def test_export_measures_the_shipped_weights(tmp_path, docstrings, documented, m
     quality = export(build_model(small), data, facts, "tiny", tmp_path)
     assert quality.loss == pytest.approx(np.log(400), abs=0.3)  # an untrained model knows nothing
     assert quality.documents == sum(pair.split == "test" for pair in data.pairs)
+
+
+def test_what_a_judge_measured_comes_into_the_card(tmp_path):
+    """Everything else in card and results stays; the command names each setting that is not its default."""
+    for file in ("results.json", "README.md"):
+        (tmp_path / file).write_bytes((small_model_path("tiny") / file).read_bytes())
+    before = json.loads((tmp_path / "results.json").read_text(encoding="utf8"))
+    settings = JudgeSettings("pairs.csv", model="tiny", columns={"prompt": "doc"}, seeds=(0, 3), learning_rate=2e-4)
+    share = {"mean": 0.6, "low": 0.55, "high": 0.65}
+    report = {"groups": 7, "accuracy": share, "always_longer": share, "gain_over_longer": share}
+    measured = {"settings": asdict(settings), "cuts": {"examples": 12}, "report": report}
+    measured |= {"accuracy_by_seed": {"0": 0.58, "3": 0.62}}
+    (tmp_path / "report.json").write_text(json.dumps(measured))
+    assert human_labels.main([str(tmp_path), str(tmp_path / "report.json"), "some labels"]) == 0
+    after = json.loads((tmp_path / "results.json").read_text(encoding="utf8"))
+    assert {name: value for name, value in after.items() if name != "human_labels"} == before
+    card = (tmp_path / "README.md").read_text(encoding="utf8")
+    assert "| this model | 0.600 (0.550 to 0.650) |" in card and "some labels: 12 comparisons" in card
+    assert "rlhf-lab judge --data pairs.csv --columns prompt=doc --seeds 0,3 --learning_rate 0.0002\n" in card
+    (tmp_path / "report.json").write_text(json.dumps(measured | {"settings": asdict(settings) | {"model": "small"}}))
+    with pytest.raises(ValueError, match=r"of the model 'small', but .* is of 'tiny'"):
+        human_labels.main([str(tmp_path), str(tmp_path / "report.json"), "some labels"])
 
 
 def test_a_share_outside_its_range_is_refused(tmp_path):

@@ -116,7 +116,7 @@ token.
 The first documents of the test split, not chosen:
 
 {samples}
-
+{human_labels(results)}
 ## Data
 
 Docstrings of the Python standard library and of the packages that `rlhf_lab` depends on, and the functions and classes
@@ -133,6 +133,36 @@ Seed {recipe["seed"]}. {read / 1e6:.1f}M tokens read ({stages["short"]["num_toke
 {recipe["short_length"]}, {stages["long"]["num_tokens"] / 1e6:.1f}M in rows of 512), then {recipe["sft_epochs"]:g} \
 epoch{"s" * (recipe["sft_epochs"] != 1)} of (description, summary) pairs. {minutes:.0f} minutes: {results["machine"]}.
 All settings and versions: `results.json` beside this file.
+"""
+
+
+def human_labels(results: dict) -> str:
+    """The card's section on human comparisons, with the baseline beside the judge; empty if nothing was measured."""
+    found = results.get("human_labels")
+    if found is None:
+        return ""
+    judge, longer, gained = (
+        f"{v['mean']:.3f} ({v['low']:.3f} to {v['high']:.3f})"
+        for v in (found["accuracy"], found["always_longer"], found["gain_over_longer"])
+    )
+    seeds = found["accuracy_by_seed"]
+    return f"""
+## As a judge of human preferences
+
+Made a {found["kind"]} judge and trained on {found["dataset"]}: {found["comparisons"]:,} comparisons, \
+{found["folds"]} folds by prompt, {len(seeds)} seed{"s" * (len(seeds) != 1)}. Share of held-out
+comparisons in which it agrees with the human, 95% bootstrap intervals over {found["prompts"]} prompts:
+
+| judge | agrees |
+|---|---|
+| this model | {judge} |
+| takes the longer response | {longer} |
+| gain over that | {gained} |
+| coin | 0.500 |
+
+By seed: {", ".join(f"{value:.3f}" for value in seeds.values())}.
+
+    {found["command"]}
 """
 
 
