@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +17,12 @@ from itertools import pairwise
 import pytest
 
 from rlhf_lab.assets import small_model_path
-from rlhf_lab.text.server import ServerError, server_sample
+from rlhf_lab.online import results
+from rlhf_lab.online.loop import train_online
+from rlhf_lab.text.connection import ServerError
+from rlhf_lab.text.docstrings import DocstringPair
+from rlhf_lab.text.server import plain_sampling, server_sample
+from tests.online_toy import toy_run
 from tests.training_helpers import EOS, tiny_tokenizer
 
 MODEL = "tiny"
@@ -282,14 +288,14 @@ NEEDED = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.fi
 
 
 @contextmanager
-def transformers_server(folder: str):
-    """`transformers serve` of the model in `folder` on a free port of loopback, offline; yields its address."""
+def transformers_server():
+    """`transformers serve` of any model on a free port of loopback, offline; yields its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     code = "import sys; from transformers.cli.transformers import main; sys.argv[0] = 'transformers'; main()"
-    flags = ["serve", folder, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    flags = ["serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", code, *flags], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -313,9 +319,17 @@ def transformers_server(folder: str):
         process.wait(30)
 
 
-@pytest.mark.skipif(bool(NEEDED), reason=f"transformers[serving] is absent: no {', '.join(NEEDED)}")
-def test_transformers_serve():
-    """The real server with the small model `tiny`: sampled, cut at three tokens, greedy, and another model's name."""
+@pytest.fixture(scope="module")
+def served():
+    """The address of one `transformers serve` for all tests of this file: it takes seconds to start."""
+    if NEEDED:
+        pytest.skip(f"transformers[serving] is absent: no {', '.join(NEEDED)}")
+    with transformers_server() as url:
+        yield url
+
+
+def test_transformers_serve(served):
+    """The real server with the small model `tiny`: sampled, cut, greedy, and a model that is not there."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rlhf_lab.text.encoding import encode_prompt
@@ -324,15 +338,13 @@ def test_transformers_serve():
     folder = str(small_model_path("tiny"))
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     prompts = ["Returns the number of rows in the table. <tldr>", "Close the file and release its resources. <tldr>"]
-    sampling = {"do_sample": True, "top_k": 0, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
-    options = {"extra_body": {"generation_config": json.dumps(sampling)}, "timeout": 60.0}
-    with transformers_server(folder) as url:
-        rows = server_sample(url, folder, prompts, tokenizer, n=3, temperatures=(1.0, 0.7, 0.5), **options)
-        cut = server_sample(url, folder, prompts, tokenizer, max_new_tokens=3, **options)
-        # Greedy by default (its generation_config.json does not sample): the very tokens of our own greedy search.
-        greedy = server_sample(url, folder, prompts, tokenizer, max_new_tokens=8, timeout=60.0)
-        with pytest.raises(ServerError, match=r"does not serve 'other/model'.*pinned"):
-            server_sample(url, "other/model", prompts, tokenizer)
+    options = {"extra_body": plain_sampling("transformers", tokenizer), "timeout": 60.0}
+    rows = server_sample(served, folder, prompts, tokenizer, n=3, temperatures=(1.0, 0.7, 0.5), **options)
+    cut = server_sample(served, folder, prompts, tokenizer, max_new_tokens=3, **options)
+    # Greedy by default (its generation_config.json does not sample): the very tokens of our own greedy search.
+    greedy = server_sample(served, folder, prompts, tokenizer, max_new_tokens=8, timeout=60.0)
+    with pytest.raises(ServerError, match=r"answered 500 .*gave up after 1 attempts"):
+        server_sample(served, "other/model", prompts, tokenizer, retries=0)
     assert len({tuple(response) for row in rows for response in row}) > 3
     assert all(response[-1] == EOS or len(response) >= 40 for row in rows for response in row)
     assert all(EOS not in response for (response,) in cut)
@@ -341,3 +353,25 @@ def test_transformers_serve():
     assert [tokenizer.decode(r, skip_special_tokens=True) for (r,) in greedy] == [
         tokenizer.decode(r, skip_special_tokens=True) for (r,) in ours
     ]
+
+
+def test_transformers_serve_draws_for_the_online_loop(served, tmp_path, monkeypatch):
+    """Without a model of its own it loads the iterate that each request names; it gives no log-probs to judge by."""
+    monkeypatch.setattr(results, "save_figure", lambda numbers, path: "a figure that is not drawn")
+    tiny = {"prompts": 2, "eval_prompts": 2, "eval_samples": 1, "max_steps": 1, "max_new_tokens": 5}
+    corpus = [
+        DocstringPair(f"Returns {i} rows of the table.", "Rows.", ("validation", "test")[i % 2], "toy", str(i))
+        for i in range(8)
+    ]
+
+    def by_hash(prompts, responses, references=None):
+        """No two texts tie: whatever the server draws, there is something to train on."""
+        return [[zlib.crc32(text.encode()) / 2**32 for text in row] for row in responses]
+
+    folder = str(small_model_path("tiny"))
+    run = toy_run(tmp_path, folder, judge="hash", sampler="transformers", server_url=served, **tiny)
+    found = train_online(*run, corpus=corpus, judge=by_hash)
+    assert found["iterations"][2]["pairs"]["prompts"] == 2 and not list(tmp_path.glob("iteration-*/.*"))
+    judge = {"judge": "server", "judge_url": served, "judge_model": folder, "sampler": "local"}
+    with pytest.raises(OSError, match=r"stage iteration-1, scores: .*no top_logprobs.*judge_answer='letter'"):
+        train_online(*toy_run(tmp_path, folder, **(tiny | judge)), corpus=corpus)

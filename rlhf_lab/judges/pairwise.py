@@ -147,11 +147,11 @@ def win_probabilities(
     for example in examples:
         count = len(example.responses)
         found, values = values[: count * (count - 1)], values[count * (count - 1) :]
-        results.append(_both_orders(found, count))
+        results.append(both_orders(found, count))
     return results
 
 
-def _both_orders(found: Tensor, count: int) -> Tensor:
+def both_orders(found: Tensor, count: int) -> Tensor:
     """p_A of all ordered pairs, [K (K - 1)] -> (p_A(i, j) + 1 - p_A(j, i)) / 2, [K, K]."""
     first_wins = torch.full((count, count), 0.5)
     first_wins[~torch.eye(count, dtype=torch.bool)] = found

@@ -10,7 +10,9 @@ from typing import NamedTuple
 from rlhf_lab.judges.gold import Judge, gold_judge
 from rlhf_lab.judges.pairwise import pairwise_judge
 from rlhf_lab.judges.reward_model import reward_judge, reward_model
+from rlhf_lab.judges.server_judge import server_judge
 from rlhf_lab.online.artefacts import model_artefact
+from rlhf_lab.online.settings import OnlineSettings, OnlineTraining
 from rlhf_lab.training.command import load_tokenizer
 from rlhf_lab.training.models import load_model
 from rlhf_lab.training.precision import pick_device
@@ -33,6 +35,18 @@ class NamedJudge(NamedTuple):
 
 
 GOLD = NamedJudge("gold", gold_judge)
+
+
+def loop_judge(settings: OnlineSettings, training: OnlineTraining, judge: Judge | None = None) -> NamedJudge:
+    """The served judge, known by its model's name wherever it is served, or what `named_judge` finds."""
+    if settings.judge != "server":
+        return named_judge(settings.judge, training.device, judge)
+    if judge is not None:
+        raise ValueError("judge='server' asks a server, and would ignore the function given: name it otherwise")
+    options = {"answer": settings.judge_answer, "concurrency": settings.concurrency}
+    options |= {"work": Path(training.output_dir), "progress": None if training.disable_tqdm else "judging"}
+    load = partial(server_judge, settings.judge_url, settings.judge_model, **options)
+    return NamedJudge(f"server {settings.judge_model}, {settings.judge_answer}", load, relative=True)
 
 
 def named_judge(name: str, device: str = "auto", judge: Judge | None = None) -> NamedJudge:

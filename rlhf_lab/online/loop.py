@@ -6,7 +6,7 @@ Every stage is an immutable artefact in output_dir (`artefacts`). Killed anywher
 complete stage, inside training from its checkpoint, and reaches the same bits on the CPU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from transformers import AutoConfig
@@ -16,9 +16,9 @@ from rlhf_lab.judges.gold import Judge
 from rlhf_lab.objective import Objective
 from rlhf_lab.online.artefacts import Artefact, clear_unfinished, model_artefact, naming
 from rlhf_lab.online.evaluation import evaluation_stage
-from rlhf_lab.online.judging import named_judge
+from rlhf_lab.online.judging import loop_judge
 from rlhf_lab.online.policy import Data, policy_stage
-from rlhf_lab.online.prompts import block, prompt_pools
+from rlhf_lab.online.prompts import Row, block, prompt_pools
 from rlhf_lab.online.report import progress_line
 from rlhf_lab.online.results import Stages, collect, write_results
 from rlhf_lab.online.settings import OnlineSettings, OnlineTraining
@@ -56,18 +56,27 @@ def train_online(
     pool, held_out = prompt_pools(settings, loop.tokenizer, training.seed, context, corpus)
     if loop.judge.is_gold and pool[0]["reference"] is None:
         raise ValueError(f"judge='gold' needs a `reference` in every row of {settings.prompts_file}")
-    asked = prompts_stage(loop, 0, held_out)
-    baseline = {"prompts": asked, "policy": loop.sft, "evaluation": evaluation_stage(loop, 0, asked, loop.sft)}
-    history: list[Stages] = [baseline]
-    for iteration in range(1, settings.iterations + 1):
-        prompts = prompts_stage(loop, iteration, block(pool, iteration, settings.prompts))
-        history.append(run_iteration(loop, iteration, prompts, history))
+    for history in iterations(loop, pool, held_out):
         results = collect(loop, history)
-        with naming(f"iteration-{iteration}, report"):
+        with naming(f"iteration-{len(history) - 1}, report"):
             write_results(results, Path(training.output_dir))
         kept = sum(artefact.read_back for artefact in history[-1].values())
         print(progress_line(results["iterations"][-1]) + f" ({kept} of {len(history[-1])} stages as made before)")
     return results
+
+
+def iterations(loop: Loop, pool: Sequence[Row], held_out: Sequence[Row]) -> Iterator[list[Stages]]:
+    """The finished stages of pi_0 and of all iterations so far, after each iteration; nothing is reported.
+
+    pool: prompts to learn from, taken in this order; held_out: those that every iterate is measured on.
+    """
+    asked = prompts_stage(loop, 0, held_out)
+    baseline = {"prompts": asked, "policy": loop.sft, "evaluation": evaluation_stage(loop, 0, asked, loop.sft)}
+    history: list[Stages] = [baseline]
+    for iteration in range(1, loop.settings.iterations + 1):
+        prompts = prompts_stage(loop, iteration, block(pool, iteration, loop.settings.prompts))
+        history.append(run_iteration(loop, iteration, prompts, history))
+        yield history
 
 
 def run_iteration(loop: Loop, iteration: int, prompts: Artefact, history: Sequence[Stages]) -> Stages:
@@ -106,6 +115,6 @@ def _prepare(settings: OnlineSettings, objective: Objective, training: OnlineTra
     context = getattr(AutoConfig.from_pretrained(folder).get_text_config(), "max_position_embeddings", None) or 2**20
     if context <= settings.max_new_tokens:
         raise ValueError(f"max_new_tokens={settings.max_new_tokens} leaves no room for a prompt in {context} positions")
-    named = named_judge(settings.judge, training.device, judge)
+    named = loop_judge(settings, training, judge)
     loop = Loop(settings, objective, training, tokenizer, model_artefact(folder), named)
     return loop, context - settings.max_new_tokens

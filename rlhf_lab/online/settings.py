@@ -2,20 +2,24 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from rlhf_lab.arguments import pick
 from rlhf_lab.objective import Objective, preset
+from rlhf_lab.text.connection import base_url
 from rlhf_lab.training.settings import TrainingSettings
 
 PairChoice = Literal["best/worst", "best/random", "current/reference", "current/previous"]
 PAIR_CHOICES = ("best/worst", "best/random", "current/reference", "current/previous")
+Sampler = Literal["local", "vllm", "transformers", "server"]
 CHOICES = {
+    "sampler": get_args(Sampler),
     "documents": ("cycle", "blocks"),
     "pairs": PAIR_CHOICES,
     "labels": ("argmax", "bradley-terry"),
     "data": ("all", "newest"),
     "reference": ("fixed", "moving"),
+    "judge_answer": ("logprobs", "letter"),
 }
 
 
@@ -31,7 +35,14 @@ class OnlineSettings:
     candidates: responses drawn to each prompt, equally many at each of `temperatures`.
     pairs: best against worst candidate, best against a random other one, or one draw of the current policy against
     one of pi_ref or of the previous policy, without selection. pairs_per_prompt: k-th best against k-th worst, ..
-    judge: "gold" (ROUGE-L F1 against the reference text), or the folder of a reward or pairwise preference model.
+    sampler: who draws candidates and calibration responses: "local", or a completions server at `server_url`: "vllm",
+    "transformers" (`transformers serve`), or "server", any other, whose own defaults of top_k and the like then hold.
+    It serves each policy under the name of its folder (`online.served`). Evaluation is local always: it needs
+    log-probs, and draws that repeat.
+    judge: "gold" (ROUGE-L F1 against the reference text), the folder of a reward or pairwise preference model, or
+    "server": a pairwise model that a completions server at judge_url serves as judge_model (`judges.server_judge`).
+    judge_answer: of the served judge, "logprobs" of A and B, or the "letter" that it writes, a probability of 0 or 1.
+    concurrency: requests to a server at a time. Neither it nor an address decides a result: a server may move.
     labels: "argmax", the higher score wins; "bradley-terry", a draw with P = sigma(difference / label_temperature).
     length_penalty: lambda of score - lambda * characters; this penalised score selects AND orients the pairs.
     data: the pairs of all iterations so far, or the newest ones. reference: pi_ref is pi_0 ("fixed") or the current
@@ -48,9 +59,15 @@ class OnlineSettings:
     candidates: int = 8
     temperatures: tuple[float, ...] = (1.0, 0.7)
     max_new_tokens: int = 48
+    sampler: Sampler = "local"
+    server_url: str | None = None
     pairs: PairChoice = "best/worst"
     pairs_per_prompt: int = 1
     judge: str = "gold"
+    judge_url: str | None = None
+    judge_model: str | None = None
+    judge_answer: Literal["logprobs", "letter"] = "logprobs"
+    concurrency: int = 16
     labels: Literal["argmax", "bradley-terry"] = "argmax"
     label_temperature: float | None = None
     length_penalty: float = 0.0
@@ -62,7 +79,14 @@ class OnlineSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperatures", tuple(self.temperatures))
-        lowest = {"iterations": 1, "prompts": 1, "candidates": 2, "max_new_tokens": 1, "pairs_per_prompt": 1}
+        lowest = {
+            "iterations": 1,
+            "prompts": 1,
+            "candidates": 2,
+            "max_new_tokens": 1,
+            "pairs_per_prompt": 1,
+            "concurrency": 1,
+        }
         for name, low in (lowest | {"eval_prompts": 2, "eval_samples": 1}).items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)}: must be {low} or more")
@@ -73,12 +97,26 @@ class OnlineSettings:
             raise ValueError(
                 f"length_penalty={self.length_penalty}: must be finite and 0 or above, in score per character"
             )
+        self._check_servers()
         self._check_labels()
         self._check_draws()
 
+    def _check_servers(self) -> None:
+        sampled = (self.sampler != "local", f"sampler={self.sampler!r}")
+        judged = (self.judge == "server", f"judge={self.judge!r}")
+        either = (sampled[0] or judged[0], "a loop without a server")
+        users = {"server_url": sampled, "judge_url": judged, "judge_model": judged, "judge_answer": judged}
+        default = {field.name: field.default for field in fields(self)}
+        for name, (used, user) in (users | {"concurrency": either}).items():
+            value = getattr(self, name)
+            if not used and value != default[name]:
+                raise ValueError(f"{name}={value!r} would be ignored: {user} does not use it")
+            if used and not value:
+                raise ValueError(f"{user} needs {name}, as http://localhost:8000 or the name of the served model")
+            if used and name.endswith("_url"):
+                base_url(value, name)
+
     def _check_labels(self) -> None:
-        if self.judge == "server":
-            raise ValueError("judge='server' is not offered: use gold, or the folder of a reward or pairwise model")
         if self.labels == "argmax" and self.label_temperature is not None:
             raise ValueError(f"label_temperature={self.label_temperature} would be ignored: labels are argmax")
         if self.labels == "bradley-terry" and not 0.0 < (self.label_temperature or 0.0) < math.inf:

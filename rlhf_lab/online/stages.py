@@ -19,10 +19,13 @@ from rlhf_lab.online.artefacts import Artefact, read_table, stage, write_table
 from rlhf_lab.online.judging import GOLD, NamedJudge, scores
 from rlhf_lab.online.pairing import Comparison, Scored, compare, identical_share, penalised_scores
 from rlhf_lab.online.prompts import Row
+from rlhf_lab.online.served import kept_draws, served_draws
 from rlhf_lab.online.settings import OnlineSettings, OnlineTraining
 from rlhf_lab.summarization.artefacts import key_of
 from rlhf_lab.summarization.candidates import summary_text
+from rlhf_lab.text.connection import kept
 from rlhf_lab.text.generate import sample
+from rlhf_lab.text.server import Responses
 from rlhf_lab.training.models import load_model
 from rlhf_lab.training.precision import pick_device
 
@@ -65,6 +68,10 @@ class Loop:
             "progress": None if self.training.disable_tqdm else label,
         }
 
+    def sampler_facts(self) -> dict:
+        """What a stage that draws says of its sampler: a server's draws are others than the loop's own."""
+        return {} if self.settings.sampler == "local" else {"sampler": self.settings.sampler}
+
     def load(self, policy: Artefact):
         """The policy in float32 on the run's device, in evaluation mode."""
         return load_model(policy.path).to(pick_device(self.training.device)).eval()
@@ -95,24 +102,26 @@ def candidates_stage(loop: Loop, iteration: int, prompts: Artefact, current: Art
         "temperatures": settings.temperatures,
         "max_new_tokens": settings.max_new_tokens,
         "seed": loop.seed(iteration, "candidates"),
-    }
+    } | loop.sampler_facts()
 
     def make(path: Path) -> None:
         ids = [row["ids"] for row in read_table(prompts)]
-        drawn = {name: draw(loop, iteration, name, policy, ids) for name, policy in policies.items()}
-        rows = [row | {"prompt": i} for i in range(len(ids)) for name in policies for row in drawn[name][i]]
-        write_table(path, rows, pa.schema(DRAWS))
+        with kept(kept_draws(path)) as done:
+            drawn = {name: draw(loop, iteration, name, policy, ids, done[name]) for name, policy in policies.items()}
+            rows = [row | {"prompt": i} for i in range(len(ids)) for name in policies for row in drawn[name][i]]
+            write_table(path, rows, pa.schema(DRAWS))
 
     return stage(loop.folder(iteration), "candidates", facts, make)
 
 
-def draw(loop: Loop, iteration: int, name: str, policy: Artefact, prompts: Sequence[Sequence[int]]) -> list[list[dict]]:
+def draw(
+    loop: Loop, iteration: int, name: str, policy: Artefact, prompts: Sequence[Sequence[int]], done: Responses
+) -> list[list[dict]]:
     """The candidates of one policy: as many at each temperature, {"policy", "temperature", "tokens", "text"} each."""
     each = loop.settings.draws // len(loop.settings.temperatures)
     temperatures = [temperature for temperature in loop.settings.temperatures for _ in range(each)]
-    seed = loop.seed(iteration, f"candidates/{name}")
-    options = loop.sampling(f"iteration {iteration}, candidates, {name} policy")
-    drawn = sample(loop.load(policy), prompts, n=len(temperatures), temperatures=temperatures, seed=seed, **options)
+    label, seed = f"iteration {iteration}, candidates, {name} policy", loop.seed(iteration, f"candidates/{name}")
+    drawn = draw_responses(loop, policy, prompts, done, label=label, temperatures=temperatures, seed=seed)
     return [
         [
             {"policy": name, "temperature": t, "tokens": tokens, "text": summary_text(loop.tokenizer, tokens)}
@@ -120,6 +129,27 @@ def draw(loop: Loop, iteration: int, name: str, policy: Artefact, prompts: Seque
         ]
         for row in drawn
     ]
+
+
+def draw_responses(
+    loop: Loop,
+    policy: Artefact,
+    prompts: Sequence[Sequence[int]],
+    done: Responses,
+    *,
+    label: str,
+    temperatures: Sequence[float],
+    seed: int,
+) -> list[list[list[int]]]:
+    """One response of the policy at each of `temperatures` to each prompt, as ids: drawn here, or by the server.
+
+    done: a server's responses to an earlier call that failed; it receives those of this one.
+    """
+    draws, options = {"temperatures": temperatures, "seed": seed}, loop.sampling(label)
+    if loop.settings.sampler == "local":
+        return sample(loop.load(policy), prompts, n=len(temperatures), **draws, **options)
+    draws["progress"] = options["progress"]
+    return served_draws(loop.settings, policy, loop.tokenizer, prompts, done, **draws)
 
 
 def scores_stage(loop: Loop, iteration: int, prompts: Artefact, candidates: Artefact) -> Artefact:
@@ -202,13 +232,14 @@ def calibration_stage(loop: Loop, iteration: int, prompts: Artefact, policy: Art
         "draws": loop.settings.pairs_per_prompt,
         "max_new_tokens": loop.settings.max_new_tokens,
         "seed": loop.seed(iteration, "calibration"),
-    }
+    } | loop.sampler_facts()
+    options = {"label": f"iteration {iteration}, calibration", "seed": facts["seed"]}
 
     def make(path: Path) -> None:
         ids = [row["ids"] for row in read_table(prompts)]
-        options = loop.sampling(f"iteration {iteration}, calibration")
-        drawn = sample(loop.load(policy), ids, n=facts["draws"], seed=facts["seed"], **options)
-        rows = [{"prompt": i, "tokens": tokens} for i, row in enumerate(drawn) for tokens in row]
-        write_table(path, rows, pa.schema({"prompt": pa.int32(), "tokens": IDS}))
+        with kept(kept_draws(path)) as done:
+            drawn = draw_responses(loop, policy, ids, done["policy"], temperatures=[1.0] * facts["draws"], **options)
+            rows = [{"prompt": i, "tokens": tokens} for i, row in enumerate(drawn) for tokens in row]
+            write_table(path, rows, pa.schema({"prompt": pa.int32(), "tokens": IDS}))
 
     return stage(loop.folder(iteration), "calibration", facts, make)

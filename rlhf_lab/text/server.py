@@ -3,65 +3,24 @@
     POST /v1/completions {model, prompt, max_tokens, temperature, top_p, seed}  ->  one response as token ids
 
 One request a response, `concurrency` at a time: every server understands that, each response has its temperature and
-its seed, and a server with a prefix cache (vLLM) still runs each prompt once. Python's own HTTP client and a pool of
-threads do it; no further package is needed.
+its seed, and a server with a prefix cache (vLLM) still runs each prompt once.
 """
 
-import http.client
 import json
-import random
 import threading
-import urllib.error
-import urllib.request
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lab.text.connection import Server, ServerError, ask, ask_all, base_url, check_server, one_choice
 from rlhf_lab.text.encoding import bos_id, encode_prompt, response_ids
 from rlhf_lab.text.generate import check_positive, check_sampling, each_temperature
 from rlhf_lab.text.problems import shorten
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-LONGEST_WAIT = 60.0  # seconds between two attempts, whatever the server asks for
-
 Responses = dict[tuple[int, int], list[int]]
-
-
-class ServerError(ConnectionError):
-    """The server is missing, serves another model, or answers wrongly; the message says what to do.
-
-    status: the HTTP status, if there was one. done: {(prompt, response): ids} of what had arrived: hand it to
-    `server_sample(done=...)` to go on from there.
-    """
-
-    def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.done: Responses = {}
-
-
-class Transient(ServerError):
-    """Busy, broken off or late: worth another attempt, after `wait` seconds if the server says so."""
-
-    wait = 0.0
-
-
-class Server(NamedTuple):
-    """Where to ask and how patiently; `stop` ends all waiting when another request has failed for good."""
-
-    url: str
-    model_name: str
-    api_key: str | None
-    timeout: float
-    retries: int
-    backoff: float
-    stop: threading.Event
 
 
 def server_sample(
@@ -94,20 +53,20 @@ def server_sample(
     server's and repeat only if it honours seeds. timeout: seconds without an answer. retries: further attempts after
     408, 429, 5xx, a broken connection or a timeout, each after twice the wait, from `backoff` seconds on. send_ids:
     prompts travel as ids (vLLM), not as text.
-    extra_body: more fields of each request. `transformers serve` takes the model's generation_config.json, which is
-    greedy for many models: {"generation_config": '{"do_sample": true, "top_k": 0, "eos_token_id": 1}'}.
-    done: responses of an earlier call that failed (`ServerError.done`).
+    extra_body: more fields of each request. Servers take some settings from the model's generation_config.json, which
+    is greedy or cut to top_k for many models: `plain_sampling` names the fields that undo it.
+    done: responses of an earlier call that failed (`ServerError.done`); it receives those that arrive now. If nothing
+    is missing no server is asked.
     Raises ServerError (an OSError) that says what is wrong, ValueError for a bad setting or a prompt that text cannot
     carry; warns if all responses to every prompt are the same.
     """
     heat = each_temperature(n, temperature, temperatures)
     check_sampling(n, heat, top_p, max_new_tokens)
     check_positive("concurrency", concurrency)
-    server = Server(_base(url), model_name, api_key, timeout, retries, backoff, threading.Event())
+    server = Server(base_url(url), model_name, api_key, timeout, retries, backoff, threading.Event())
     carried = [_carried(i, prompt, tokenizer, send_ids) for i, prompt in enumerate(prompts)]
-    if not prompts:
-        return []
-    check_server(server)
+    found = {} if done is None else done
+    missing = [(i, j) for i in range(len(prompts)) for j in range(n) if (i, j) not in found]
 
     def ask_for(i: int, j: int) -> list[int]:
         body = {"prompt": carried[i][0], "max_tokens": max_new_tokens, "temperature": heat[j], "top_p": top_p}
@@ -115,11 +74,11 @@ def server_sample(
         answer = ask(server, "/v1/completions", {"model": model_name, **body})
         return read_answer(server, answer, tokenizer, carried[i][1], f"prompt {i}, response {j}")
 
-    found = dict(done or {})
-    missing = [(i, j) for i in range(len(prompts)) for j in range(n) if (i, j) not in found]
-    _ask_all(ask_for, missing, found, server.stop, concurrency, progress)
+    if missing:
+        check_server(server)
+        ask_all(ask_for, missing, found, server.stop, concurrency, progress)
     rows = [[found[i, j] for j in range(n)] for i in range(len(prompts))]
-    if n > 1 and all(response == row[0] for row in rows for response in row):
+    if rows and n > 1 and all(response == row[0] for row in rows for response in row):
         warnings.warn(
             f"all {n} responses to every prompt are the same: {server.url} seems to take the most likely token; for "
             "`transformers serve` see extra_body",
@@ -128,60 +87,23 @@ def server_sample(
     return rows
 
 
-def check_server(server: Server) -> None:
-    """Raises ServerError unless a server answers and serves the model.
+def plain_sampling(kind: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The `extra_body` that makes a server draw from softmax(logits / temperature) and nothing else.
 
-    `transformers serve` lists what lies in its cache, not what it serves: for a name that is not listed a request for
-    one token decides.
+    kind: "vllm", "transformers" (`transformers serve`), or "server" for any other, which is sent no further field.
     """
-    try:
-        listed = _exchange(server, "/v1/models").get("data")
-    except ServerError as error:
-        if error.status is None:
-            start = (
-                f"start one there, e.g. `vllm serve {server.model_name}` or `transformers serve {server.model_name}`"
-            )
-            raise ServerError(f"no completions server answers: {error}; {start}, or correct the address") from error
-        listed = None  # it answers, but lists nothing
-    names = [entry.get("id") for entry in listed or [] if isinstance(entry, dict)]
-    if server.model_name in names:
-        return
-    problem = f"{server.url} does not serve {server.model_name!r}; it lists {', '.join(map(str, names)) or 'no model'}"
-    try:
-        body = {"model": server.model_name, "prompt": "a", "max_tokens": 1}
-        _check_model(server, ask(server, "/v1/completions", body))
-    except ServerError as error:
-        if error.status is None or error.status >= 500:
-            raise  # it is busy or broken; that says nothing about the model
-        raise ServerError(f"{problem}; asked for it: {error}", error.status) from error
-
-
-def ask(server: Server, path: str, body: dict) -> dict:
-    """The answer's JSON object; what is `Transient` is tried again, each time after twice the wait."""
-    for attempt in range(server.retries + 1):
-        try:
-            return _exchange(server, path, body)
-        except Transient as error:
-            if attempt == server.retries or server.stop.is_set():
-                raise ServerError(f"{error}; gave up after {attempt + 1} attempts", error.status) from error
-            # Up to half as long again at random, so that many clients do not come back all at once.
-            wait = max(error.wait, server.backoff * 2**attempt) * random.uniform(1.0, 1.5)
-            server.stop.wait(min(wait, LONGEST_WAIT))
-    raise AssertionError("unreachable: the last attempt returns or raises")
+    if kind == "transformers":  # it samples only if told to, and knows this one field of its own
+        ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
+        return {"generation_config": json.dumps({"do_sample": True, "top_k": 0, **ends})}
+    return {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0} if kind == "vllm" else {}
 
 
 def read_answer(
     server: Server, answer: dict, tokenizer: PreTrainedTokenizerBase, prompt_tokens: int, name: str
 ) -> list[int]:
     """The one response's ids: EOS behind a text that the model ended, none behind one that was cut."""
-    _check_model(server, answer)
-    choices = answer.get("choices")
-    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        count = f"{len(choices)} choices" if isinstance(choices, list) else f"choices {shorten(choices)}"
-        raise ServerError(f"{server.url}, {name}: one choice was asked for, the answer has {count}")
-    text, reason = choices[0].get("text"), choices[0].get("finish_reason")
-    if not isinstance(text, str):
-        raise ServerError(f"{server.url}, {name}: the choice has no text: {shorten(choices[0])}")
+    choice = one_choice(server, answer, name)
+    text, reason = choice["text"], choice.get("finish_reason")
     if reason not in ("stop", "length"):
         raise ServerError(f"{server.url}, {name}: finish_reason is {reason!r}, neither 'stop' nor 'length'")
     usage = answer.get("usage")
@@ -195,71 +117,6 @@ def read_answer(
         raise ServerError(f"{server.url}, {name}: a response was cut before it had any text; raise max_new_tokens")
     ids = list(response_ids(text, tokenizer)) if text else []
     return [*ids, tokenizer.eos_token_id] if reason == "stop" else ids
-
-
-def _ask_all(ask_for, missing, found: Responses, stop: threading.Event, concurrency: int, progress: str | None) -> None:
-    """Fill `found`; the first failure ends all others and carries away what has arrived."""
-    pool = ThreadPoolExecutor(concurrency)
-    try:
-        futures = {pool.submit(ask_for, *key): key for key in missing}
-        bar = tqdm(as_completed(futures), total=len(futures), desc=progress, unit="response", disable=progress is None)
-        for future in bar:
-            found[futures[future]] = future.result()
-    except BaseException as error:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
-        if isinstance(error, ServerError):
-            arrived = [f for f in futures if f.done() and not f.cancelled() and f.exception() is None]
-            error.done = found | {futures[f]: f.result() for f in arrived}
-        raise
-    pool.shutdown()
-
-
-def _exchange(server: Server, path: str, body: dict | None = None) -> dict:
-    """One request, one answer: a JSON object, or a ServerError, `Transient` if another attempt may help."""
-    headers = {"Content-Type": "application/json", "Accept": "application/json"}
-    if server.api_key:
-        headers["Authorization"] = f"Bearer {server.api_key}"
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(server.url + path, data=data, headers=headers)
-    # A proxy from the environment cannot reach this machine's own loopback.
-    proxies = urllib.request.ProxyHandler({} if urlsplit(server.url).hostname in LOOPBACK else None)
-    try:
-        with urllib.request.build_opener(proxies).open(request, timeout=server.timeout) as answer:
-            content = answer.read()
-    except urllib.error.HTTPError as error:
-        raise _refusal(server, path, error) from error
-    except (http.client.HTTPException, OSError) as error:  # URLError and TimeoutError are OSErrors
-        reason = getattr(error, "reason", error)
-        late = isinstance(reason, TimeoutError)
-        what = f"no answer within {server.timeout:g} s" if late else f"{type(reason).__name__}: {reason}"
-        raise Transient(f"{server.url}{path}: {what}") from error
-    try:
-        value = json.loads(content)
-    except ValueError as error:
-        text = shorten(content.decode(errors="replace"))
-        raise ServerError(f"{server.url}{path} answered something that is not JSON: {text}", 200) from error
-    if not isinstance(value, dict):
-        raise ServerError(f"{server.url}{path} answered no JSON object: {shorten(value)}", 200)
-    return value
-
-
-def _refusal(server: Server, path: str, error: urllib.error.HTTPError) -> ServerError:
-    with error:
-        said = shorten(error.read().decode(errors="replace"))
-    message = f"{server.url}{path} answered {error.code} {error.reason}: {said}"
-    if error.code not in (408, 429) and error.code < 500:
-        return ServerError(message, error.code)
-    transient = Transient(message, error.code)
-    asked = error.headers.get("Retry-After", "")
-    transient.wait = float(asked) if asked.isdigit() else 0.0
-    return transient
-
-
-def _check_model(server: Server, answer: dict) -> None:
-    served = answer.get("model", server.model_name)
-    if served != server.model_name and str(served).split("@")[0] != server.model_name:  # transformers adds "@main"
-        raise ServerError(f"{server.url} answered with the model {served!r}, not {server.model_name!r}", 400)
 
 
 def _carried(
@@ -280,11 +137,3 @@ def _carried(
             "its text; change it, or use send_ids=True with a server that accepts ids (vLLM)"
         )
     return text, len(ids)
-
-
-def _base(url: str) -> str:
-    """Scheme, host and port, without the /v1 that many people add."""
-    base = url.rstrip("/").removesuffix("/v1")
-    if urlsplit(base).scheme not in ("http", "https") or not urlsplit(base).hostname:
-        raise ValueError(f"url={url!r}: give the address of a server, like http://localhost:8000")
-    return base
