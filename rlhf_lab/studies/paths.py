@@ -1,0 +1,59 @@
+"""Policies followed along training: one number per seed at each point of a path, as results.json holds it, and drawn.
+
+paths[arm][measure][point] = [one number per seed]        point 0 is pi_0 itself
+"""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+
+from rlhf_lab.studies.statistics import Interval, difference_interval, mean_interval
+
+Path = dict[str, list[list[float]]]
+DIGITS = 5
+
+
+def collect(runs: Sequence[dict[str, list[dict[str, float]]]]) -> dict[str, Path]:
+    """runs[seed][arm][point] = {measure: number}, turned to paths[arm][measure][point] = [number per seed].
+
+    Raises ValueError if the seeds differ in arms or points.
+    """
+    shapes = [{arm: len(points) for arm, points in run.items()} for run in runs]
+    if any(shape != shapes[0] for shape in shapes):
+        raise ValueError(f"every seed needs the same arms and points, got {shapes}")
+    return {
+        arm: {
+            measure: [[round(run[arm][i][measure], DIGITS) for run in runs] for i in range(len(points))]
+            for measure in points[0]
+        }
+        for arm, points in runs[0].items()
+    }
+
+
+def intervals(path: Path, measure: str) -> list[Interval]:
+    """Mean over seeds with its interval, at each point."""
+    return [mean_interval(values) for values in path[measure]]
+
+
+def gain(path: Path, measure: str, point: int = -1) -> Interval:
+    """What the measure has changed by since pi_0, seed by seed."""
+    return difference_interval(path[measure][point], path[measure][0])
+
+
+def last_fall(path: Path, measure: str, point: int = 1) -> Interval:
+    """What the measure has changed by since `point`: over-training, if it is below zero."""
+    return difference_interval(path[measure][-1], path[measure][point])
+
+
+def draw_path(
+    ax: Axes, path: Path, x: str, y: str, colour: str, label: str, line: str = "o-", *, gained: bool = False
+) -> None:
+    """y against x along the path, both as means over seeds, with the interval of y at each point.
+
+    gained: y minus its value at pi_0, seed by seed. Seeds differ in how hard their documents are, and this cancels it.
+    """
+    xs = [interval["mean"] for interval in intervals(path, x)]
+    found = [gain(path, y, point) for point in range(len(xs))] if gained else intervals(path, y)
+    for at, interval in zip(xs, found, strict=True):
+        ax.plot([at, at], [interval["low"], interval["high"]], color=colour, linewidth=1, alpha=0.5, label="_interval")
+    ax.plot(xs, [interval["mean"] for interval in found], line, color=colour, markersize=4, label=label)

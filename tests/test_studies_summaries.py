@@ -1,0 +1,88 @@
+"""The worlds of the summarisation studies and the paths that they leave, on the tiny model and toy documents."""
+
+import pytest
+import torch
+
+from rlhf_lab.objective import preset
+from rlhf_lab.studies import summaries
+from rlhf_lab.studies.paths import collect, gain, intervals
+from rlhf_lab.studies.statistics import mean_interval
+from rlhf_lab.studies.summaries import draw_summaries, each_seed, measure, open_world, trained
+from rlhf_lab.summarization.candidates import prompt_ids
+from rlhf_lab.summarization.pairs import make_pairs, pair_examples
+from rlhf_lab.training.preference import train_preference
+from tests.toy import toy_corpus
+
+
+@pytest.fixture(autouse=True)
+def corpus(monkeypatch):
+    documents = toy_corpus(60)
+    monkeypatch.setattr(summaries, "docstring_pairs", lambda: documents)
+    return documents
+
+
+@pytest.fixture
+def world():
+    return open_world(0, 2, documents=6, held_out=4, model="tiny")
+
+
+def test_seeds_share_no_held_out_document_and_draw_their_own_training_documents(corpus):
+    worlds = [open_world(seed, 4, documents=10, held_out=100, model="tiny") for seed in range(4)]
+    held_out = [document.name for world in worlds for document in world.held_out]
+    assert len(held_out) == len(set(held_out)) == 20  # 20 test documents: five to each
+    assert all(document.split == "test" for world in worlds for document in world.held_out)
+    assert all(document.split == "validation" for world in worlds for document in world.documents)
+    assert len({tuple(d.name for d in world.documents) for world in worlds}) == 4
+    with pytest.raises(ValueError, match="--seeds 11: the 20 held-out documents"):
+        open_world(0, 11, documents=10, held_out=100, model="tiny")
+
+
+def test_another_stream_gives_other_draws_and_the_same_one_the_same(world):
+    first, again, other = (draw_summaries(world, world.model, world.documents, 2, stream=s) for s in (0, 0, 1))
+    assert first == again != other
+
+
+def test_the_sft_model_is_worth_what_its_own_draws_are_and_has_no_kl(world):
+    found = measure(world, world.model, samples=3)
+    drawn = draw_summaries(world, world.model, world.held_out, 3, stream=999)
+    rewards = [c.reward for row in drawn for c in row]
+    assert found["kl"] == 0.0 and found["gold"] == pytest.approx(sum(rewards) / 12)
+    assert found["length"] == sum(len(c.tokens) for row in drawn for c in row) / 12
+
+
+def test_a_path_is_one_run_seen_after_each_number_of_epochs(world):
+    """Two epochs, looked at after each: the first model is that of a run of one epoch, at the same constant rate."""
+    drawn = draw_summaries(world, world.model, world.documents, 4)
+    examples = pair_examples(make_pairs(drawn, labels="argmax")[0], world.ids(world.documents))
+
+    def train_run(settings):
+        return train_preference(world.folder, None, examples, preset("dpo"), settings)
+
+    path = dict(trained(world, examples, train_run, (1, 2), 1e-3))
+    alone = dict(trained(world, examples, train_run, (1,), 1e-3))[1]
+    weights = [model.state_dict()["lm_head.weight"] for model in (world.model, path[1], path[2], alone)]
+    assert torch.equal(weights[1], weights[3])
+    assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+
+
+def test_prompts_are_those_of_the_summarisation_job(world):
+    assert world.ids(world.documents)[0] == prompt_ids(world.tokenizer, world.documents[0].description)
+
+
+def _one(seed: int, seeds: int, factor: int) -> dict:
+    return {"seed": seed, "value": seed * factor + seeds}
+
+
+def test_seeds_side_by_side_come_back_in_order():
+    apart, together = (each_seed(_one, 3, 10, together=flag) for flag in (False, True))
+    assert apart == together == [{"seed": s, "value": 10 * s + 3} for s in range(3)]
+
+
+def test_runs_are_turned_into_paths_by_hand():
+    runs = [{"dpo": [{"gold": 0.1, "kl": 0.0}, {"gold": 0.3, "kl": 2.0}]}, {"dpo": [{"gold": 0.2, "kl": 0.0}] * 2}]
+    path = collect(runs)["dpo"]
+    assert path == {"gold": [[0.1, 0.2], [0.3, 0.2]], "kl": [[0.0, 0.0], [2.0, 0.0]]}
+    assert intervals(path, "kl")[1] == mean_interval([2.0, 0.0])
+    assert gain(path, "gold") == pytest.approx(mean_interval([0.2, 0.0]))
+    with pytest.raises(ValueError, match="same arms and points"):
+        collect([runs[0], {"dpo": runs[1]["dpo"][:1]}])
