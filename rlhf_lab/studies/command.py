@@ -1,4 +1,4 @@
-"""`rlhf-lab study NAME`: run one study in the exact worlds; numbers, a figure and what was found, in one folder.
+"""`rlhf-lab study NAME`: one study, in the exact worlds or on real summaries; numbers, figure, findings in a folder.
 
 A study is a module with QUESTION, SEEDS, run(seeds, fast), sentences(results), draw(results) and alt(results); nothing
 in its report is typed by hand.
@@ -37,6 +37,10 @@ STUDIES = {
         "beam-width",
         "likelihood-decline",
         "beta-direction",
+        "summarization-offline",
+        "summarization-offpolicy",
+        "summarization-online",
+        "reward-hacking",
     )
 }
 
