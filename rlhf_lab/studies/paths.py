@@ -35,14 +35,18 @@ def intervals(path: Path, measure: str) -> list[Interval]:
     return [mean_interval(values) for values in path[measure]]
 
 
-def gain(path: Path, measure: str, point: int = -1) -> Interval:
-    """What the measure has changed by since pi_0, seed by seed."""
-    return difference_interval(path[measure][point], path[measure][0])
+def gain(path: Path, measure: str, point: int = -1, *, since: int = 0) -> Interval:
+    """What the measure has changed by at `point` since another one (default: pi_0), seed by seed.
+
+    Since the first epoch: over-training, if the whole interval is below zero.
+    """
+    return difference_interval(path[measure][point], path[measure][since])
 
 
-def last_fall(path: Path, measure: str, point: int = 1) -> Interval:
-    """What the measure has changed by since `point`: over-training, if it is below zero."""
-    return difference_interval(path[measure][-1], path[measure][point])
+def along(path: Path, name: str, values: Sequence[float]) -> Path:
+    """The path with one more measure, which is the same for all seeds: the epochs at its points, say."""
+    seeds = len(next(iter(path.values()))[0])
+    return path | {name: [[value] * seeds for value in values]}
 
 
 def draw_path(

@@ -156,7 +156,7 @@ def verdict(learned: Points) -> str:
 
 def second_half(path: Points, measure: str) -> Interval:
     """Change over the second half of the iterations: over-optimisation, if gold's is below zero."""
-    return difference_interval(path[measure][-1], path[measure][(len(path[measure]) - 1) // 2])
+    return gain(path, measure, since=(len(path[measure]) - 1) // 2)
 
 
 def difference(a: Points, b: Points, measure: str) -> Interval:

@@ -1,13 +1,11 @@
 """DPO, WPO, pessimistic VPO and RPO on the same comparisons of real summaries, over alpha and epochs."""
 
-from collections.abc import Callable
-
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from rlhf_lab.course.plots import OKABE_ITO, label_ends, method_colour, style
 from rlhf_lab.objective import Objective, preset
-from rlhf_lab.studies.paths import collect, draw_path, gain, intervals, last_fall
+from rlhf_lab.studies.paths import along, collect, draw_path, gain, intervals
 from rlhf_lab.studies.statistics import comparison, difference_interval, number, sign
 from rlhf_lab.studies.summaries import World, draw_summaries, each_seed, measure, open_world, trained
 from rlhf_lab.summarization.pairs import make_pairs, pair_examples
@@ -79,10 +77,10 @@ def sentences(results: dict) -> list[str]:
         + comparison("the sampled reward of VPO offline (alpha .2)", "DPO's", _end_difference(vpo, dpo, "gold"))
         + f", at a KL of {_end(vpo, 'kl')} nats against {_end(dpo, 'kl')}"
     ]
-    told.append(f"sampled reward against SFT's after {last} epochs: {_each(paths, gain, 'gold')}")
-    told.append(f"sampled reward from {first} epoch to {last}: {_each(paths, last_fall, 'gold')}")
-    told.append(f"greedy reward from {first} epoch to {last}: {_each(paths, last_fall, 'greedy')}")
-    told.append(f"greedy reward against SFT's after {last} epochs: {_each(paths, gain, 'greedy')}")
+    told.append(f"sampled reward against SFT's after {last} epochs: {_each(paths, 'gold')}")
+    told.append(f"sampled reward from {first} epoch to {last}: {_each(paths, 'gold', since=1)}")
+    told.append(f"greedy reward from {first} epoch to {last}: {_each(paths, 'greedy', since=1)}")
+    told.append(f"greedy reward against SFT's after {last} epochs: {_each(paths, 'greedy')}")
     kls = ", ".join(f"{LOOKS[arm][0]} {_end(paths[arm], 'kl')}" for arm in ARMS)
     told.append(f"KL to the SFT model after {last} epochs, nats a response: {kls}")
     low, high = (_end_difference(paths["vpo 1"], paths[arm], "gold") for arm in ("vpo .05", "vpo .2"))
@@ -99,8 +97,8 @@ def sentences(results: dict) -> list[str]:
     return told
 
 
-def _each(paths: dict, interval: Callable, measured: str) -> str:
-    return "; ".join(f"{LOOKS[arm][0]} {number(interval(paths[arm], measured), '+.3f')}" for arm in ARMS)
+def _each(paths: dict, measured: str, since: int = 0) -> str:
+    return "; ".join(f"{LOOKS[arm][0]} {number(gain(paths[arm], measured, since=since), '+.3f')}" for arm in ARMS)
 
 
 def _end(path: dict, name: str) -> str:
@@ -122,7 +120,7 @@ def draw(results: dict) -> Figure:
         fig, axes = plt.subplots(1, 3, figsize=(13.0, 4.0))
         for arm, path in results["paths"].items():
             label, colour, line = LOOKS[arm]
-            shown = path | {"epochs": [[epoch] * results["settings"]["seeds"] for epoch in epochs]}
+            shown = along(path, "epochs", epochs)
             draw_path(axes[0], shown, "kl", "gold", colour, label, line, gained=True)
             draw_path(axes[1], shown, "epochs", "gold", colour, label, line, gained=True)
             draw_path(axes[2], shown, "epochs", "greedy", colour, label, line, gained=True)

@@ -27,7 +27,7 @@ from rlhf_lab.studies.offpolicy import (
     pair_sets,
     train_weighted,
 )
-from rlhf_lab.studies.paths import Path, collect, draw_path, gain, intervals, last_fall
+from rlhf_lab.studies.paths import Path, along, collect, draw_path, gain, intervals
 from rlhf_lab.studies.statistics import change, comparison, difference_interval, mean_interval, number, sign
 from rlhf_lab.studies.summaries import World, each_seed, measure, open_world, trained
 from rlhf_lab.summarization.pairs import pair_examples
@@ -219,7 +219,9 @@ def _about_overtraining(paths: dict[str, Path], epochs: list[int]) -> list[str]:
     told = []
     for name, label in DATA.items():
         dpo, wpo = paths[f"{name} dpo"], paths[f"{name} wpo"]
-        falls = "; ".join(change(word, last_fall(path, "gold"), ".3f") for word, path in (("DPO", dpo), ("WPO", wpo)))
+        falls = "; ".join(
+            change(word, gain(path, "gold", since=1), ".3f") for word, path in (("DPO", dpo), ("WPO", wpo))
+        )
         later = difference_interval(*(np.subtract(path["gold"][-1], path["gold"][1]) for path in (wpo, dpo)))
         verdict = {1: "WPO keeps more", 0: "that one keeps more cannot be told", -1: "DPO keeps more"}[sign(later)]
         told.append(
@@ -247,11 +249,9 @@ def draw_data(ax: Axes, results: dict, name: str) -> None:
     """DPO and WPO on one data set: sampled reward minus pi_0's, whose own spread over documents so cancels."""
     epochs, facts = [0, *results["settings"]["epochs"]], results["data"][name]
     for shift, arm in ((0.0, f"{name} dpo"), (0.02, f"{name} wpo")):
-        gold = results["paths"][arm]["gold"]
-        shown = {"epochs": [[epoch + shift * epochs[-1]] * len(gold[0]) for epoch in epochs]}
-        shown["gain"] = [[now - start for now, start in zip(row, gold[0], strict=True)] for row in gold]
+        shown = along(results["paths"][arm], "epochs", [epoch + shift * epochs[-1] for epoch in epochs])
         method = arm.split()[1]
-        draw_path(ax, shown, "epochs", "gain", method_colour(method), METHOD_LABELS[method])
+        draw_path(ax, shown, "epochs", "gold", method_colour(method), METHOD_LABELS[method], gained=True)
     far = ", ".join(f"{np.mean(facts[side]):.1f}" for side in ("chosen_logp", "rejected_logp"))
     ax.axhline(0, color=OKABE_ITO["black"], linewidth=0.8, label="_pi_0")
     ax.set(xlabel="epochs", xticks=epochs, ylabel="sampled reward minus pi_0's (ROUGE-L F1)")
