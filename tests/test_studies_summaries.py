@@ -5,7 +5,7 @@ import torch
 
 from rlhf_lab.objective import preset
 from rlhf_lab.studies import summaries
-from rlhf_lab.studies.paths import along, collect, gain, intervals
+from rlhf_lab.studies.paths import along, collect, contrast, gain, intervals
 from rlhf_lab.studies.statistics import mean_interval
 from rlhf_lab.studies.summaries import draw_summaries, each_seed, measure, open_world, trained
 from rlhf_lab.summarization.candidates import prompt_ids
@@ -85,6 +85,9 @@ def test_runs_are_turned_into_paths_by_hand():
     assert intervals(path, "kl")[1] == mean_interval([2.0, 0.0])
     assert gain(path, "gold") == pytest.approx(mean_interval([0.2, 0.0]))
     assert gain(path, "gold", 0, since=1) == pytest.approx(mean_interval([-0.2, 0.0]))
+    zero = {"gold": [[0.0, 0.0], [0.0, 0.1]]}
+    assert contrast(path, zero, "gold") == pytest.approx(mean_interval([0.3, 0.1]))
+    assert contrast(path, zero, "gold", since=0) == pytest.approx(mean_interval([0.2, -0.1]))
     assert along(path, "epochs", [0, 3])["epochs"] == [[0, 0], [3, 3]] and "epochs" not in path
     with pytest.raises(ValueError, match="same arms and points"):
         collect([runs[0], {"dpo": runs[1]["dpo"][:1]}])

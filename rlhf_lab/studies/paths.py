@@ -43,6 +43,17 @@ def gain(path: Path, measure: str, point: int = -1, *, since: int = 0) -> Interv
     return difference_interval(path[measure][point], path[measure][since])
 
 
+def contrast(a: Path, b: Path, measure: str, point: int = -1, *, since: int | None = None) -> Interval:
+    """a - b at a point, seed by seed; with `since`, what a has changed by since that point, minus what b has."""
+    values = a[measure][point], b[measure][point]
+    if since is not None:
+        values = tuple(
+            [now - then for now, then in zip(row, path[measure][since], strict=True)]
+            for row, path in zip(values, (a, b), strict=True)
+        )
+    return difference_interval(*values)
+
+
 def along(path: Path, name: str, values: Sequence[float]) -> Path:
     """The path with one more measure, which is the same for all seeds: the epochs at its points, say."""
     seeds = len(next(iter(path.values()))[0])

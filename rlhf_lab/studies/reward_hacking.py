@@ -20,7 +20,7 @@ from rlhf_lab.course.plots import OKABE_ITO, label_ends, style
 from rlhf_lab.judges.gold import gold_judge
 from rlhf_lab.online.settings import OnlineRun, online_preset
 from rlhf_lab.studies.paths import Path as Points
-from rlhf_lab.studies.paths import collect, draw_path, gain
+from rlhf_lab.studies.paths import collect, contrast, draw_path, gain
 from rlhf_lab.studies.proxies import (
     JUDGE,
     Scale,
@@ -37,7 +37,7 @@ from rlhf_lab.studies.proxies import (
     rewards,
     same_pairs,
 )
-from rlhf_lab.studies.statistics import Interval, change, comparison, difference_interval, mean_interval, number, sign
+from rlhf_lab.studies.statistics import Interval, change, comparison, mean_interval, number, sign
 from rlhf_lab.studies.summaries import (
     MAX_NEW_TOKENS,
     World,
@@ -137,7 +137,7 @@ def learned_sentences(results: dict) -> list[str]:
     told.append(
         f"trained on gold itself, on the same prompts, {change('gold', gain(control, 'gold'), '.3f')} at a KL of "
         f"{number(mean_interval(control['kl'][-1]), '.1f')} nats; at the end "
-        + comparison("gold after the learned judge", "after gold itself", difference(learned, control, "gold"), ".3f")
+        + comparison("gold after the learned judge", "after gold itself", contrast(learned, control, "gold"), ".3f")
     )
     return told
 
@@ -159,11 +159,6 @@ def second_half(path: Points, measure: str) -> Interval:
     return gain(path, measure, since=(len(path[measure]) - 1) // 2)
 
 
-def difference(a: Points, b: Points, measure: str) -> Interval:
-    """a - b at their last points, seed by seed."""
-    return difference_interval(a[measure][-1], b[measure][-1])
-
-
 def best_of_n_sentences(results: dict) -> list[str]:
     """Best-of-n along n, and against training at the same KL and at the same score of the learned judge."""
     chosen, learned = (results["paths"][name] for name in (BEST_OF_N, "learned"))
@@ -172,11 +167,11 @@ def best_of_n_sentences(results: dict) -> list[str]:
         f"best of {ns[-1]} by the learned judge, at {chosen['kl'][-1][0]:.2f} nats: "
         f"{change('its score', gain(chosen, 'proxy_sd'), '.2f')} standard deviations, "
         f"{change('gold', gain(chosen, 'gold'), '.3f')}, where a perfect judge gains "
-        f"{number(difference_interval(chosen['best'][-1], chosen['best'][0]), '.3f')}"
+        f"{number(gain(chosen, 'best'), '.3f')}"
     ]
     if ns[-1] > 8:
         at = ns.index(8)
-        after = difference_interval(chosen["gold"][-1], chosen["gold"][at])
+        after = gain(chosen, "gold", since=at)
         told.append(f"from best of 8 to best of {ns[-1]} {change('gold', after, '.3f')}")
     for axis, where, other, what, form, unit in (
         ("kl", "KL", "proxy_sd", "score", ".2f", "standard deviations"),
@@ -210,7 +205,7 @@ def length_sentences(results: dict) -> list[str]:
         told.append(
             f"with {name} {change('the length', gain(path, 'characters'), '.0f')} characters and "
             f"{change('gold', gain(path, 'gold'), '.3f')}; at the end "
-            + comparison("gold", "without a penalty", difference(path, none, "gold"), ".3f")
+            + comparison("gold", "without a penalty", contrast(path, none, "gold"), ".3f")
         )
     same = min(seeds["same_pairs"])
     told.append(

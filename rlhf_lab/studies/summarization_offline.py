@@ -5,8 +5,8 @@ from matplotlib.figure import Figure
 
 from rlhf_lab.course.plots import OKABE_ITO, label_ends, method_colour, style
 from rlhf_lab.objective import Objective, preset
-from rlhf_lab.studies.paths import along, collect, draw_path, gain, intervals
-from rlhf_lab.studies.statistics import comparison, difference_interval, number, sign
+from rlhf_lab.studies.paths import along, collect, contrast, draw_path, gain, intervals
+from rlhf_lab.studies.statistics import comparison, number, sign
 from rlhf_lab.studies.summaries import World, draw_summaries, each_seed, measure, open_world, trained
 from rlhf_lab.summarization.pairs import make_pairs, pair_examples
 from rlhf_lab.training.preference import train_preference
@@ -74,7 +74,7 @@ def sentences(results: dict) -> list[str]:
     dpo, vpo = paths["dpo"], paths["vpo .2"]
     told = [
         f"after {last} epochs "
-        + comparison("the sampled reward of VPO offline (alpha .2)", "DPO's", _end_difference(vpo, dpo, "gold"))
+        + comparison("the sampled reward of VPO offline (alpha .2)", "DPO's", contrast(vpo, dpo, "gold"))
         + f", at a KL of {_end(vpo, 'kl')} nats against {_end(dpo, 'kl')}"
     ]
     told.append(f"sampled reward against SFT's after {last} epochs: {_each(paths, 'gold')}")
@@ -83,12 +83,12 @@ def sentences(results: dict) -> list[str]:
     told.append(f"greedy reward against SFT's after {last} epochs: {_each(paths, 'greedy')}")
     kls = ", ".join(f"{LOOKS[arm][0]} {_end(paths[arm], 'kl')}" for arm in ARMS)
     told.append(f"KL to the SFT model after {last} epochs, nats a response: {kls}")
-    low, high = (_end_difference(paths["vpo 1"], paths[arm], "gold") for arm in ("vpo .05", "vpo .2"))
+    low, high = (contrast(paths["vpo 1"], paths[arm], "gold") for arm in ("vpo .05", "vpo .2"))
     told.append(
         f"alpha, sampled reward after {last} epochs: {comparison('alpha 1', 'alpha .05', low, '.3f')}; "
         + comparison("alpha 1", "alpha .2", high, ".3f")
     )
-    drift = difference_interval(_falls(paths["dpo"]), _falls(paths["wpo"]))
+    drift = contrast(dpo, paths["wpo"], "gold", since=1)
     told.append(
         f"WPO over-trains less than DPO, sampled reward from {first} epoch to {last}: "
         + ("it does" if sign(drift) < 0 else "it does not" if sign(drift) > 0 else "that cannot be told")
@@ -103,14 +103,6 @@ def _each(paths: dict, measured: str, since: int = 0) -> str:
 
 def _end(path: dict, name: str) -> str:
     return f"{intervals(path, name)[-1]['mean']:.1f}"
-
-
-def _end_difference(a: dict, b: dict, name: str) -> dict:
-    return difference_interval(a[name][-1], b[name][-1])
-
-
-def _falls(path: dict) -> list[float]:
-    return [end - begin for begin, end in zip(path["gold"][1], path["gold"][-1], strict=True)]
 
 
 def draw(results: dict) -> Figure:

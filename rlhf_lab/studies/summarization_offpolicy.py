@@ -27,8 +27,8 @@ from rlhf_lab.studies.offpolicy import (
     pair_sets,
     train_weighted,
 )
-from rlhf_lab.studies.paths import Path, along, collect, draw_path, gain, intervals
-from rlhf_lab.studies.statistics import change, comparison, difference_interval, mean_interval, number, sign
+from rlhf_lab.studies.paths import Path, along, collect, contrast, draw_path, gain, intervals
+from rlhf_lab.studies.statistics import change, comparison, mean_interval, number, sign
 from rlhf_lab.studies.summaries import World, each_seed, measure, open_world, trained
 from rlhf_lab.summarization.pairs import pair_examples
 from rlhf_lab.text.batches import Example
@@ -163,7 +163,7 @@ def compared(
     paths: dict[str, Path], a: str, b: str, *, point: int = -1, measured: str = "gold", full: bool = False
 ) -> str:
     """Two arms at one point of their paths. full: their names say what they were trained on."""
-    difference = difference_interval(*(paths[arm][measured][point] for arm in (a, b)))
+    difference = contrast(paths[a], paths[b], measured, point)
     names = (f"{DATA[ARMS[arm].data]} {LABELS[arm]}" if full else LABELS[arm] for arm in (a, b))
     return comparison(*names, difference, ".3f")
 
@@ -222,7 +222,7 @@ def _about_overtraining(paths: dict[str, Path], epochs: list[int]) -> list[str]:
         falls = "; ".join(
             change(word, gain(path, "gold", since=1), ".3f") for word, path in (("DPO", dpo), ("WPO", wpo))
         )
-        later = difference_interval(*(np.subtract(path["gold"][-1], path["gold"][1]) for path in (wpo, dpo)))
+        later = contrast(wpo, dpo, "gold", since=1)
         verdict = {1: "WPO keeps more", 0: "that one keeps more cannot be told", -1: "DPO keeps more"}[sign(later)]
         told.append(
             f"{label}, sampled reward from {_epochs(epochs[0])} to {epochs[-1]}: {falls}; {verdict}: WPO's change "
@@ -264,7 +264,7 @@ def draw_variants(ax: Axes, results: dict) -> None:
     variants = [arm for arm in ARMS if ARMS[arm].data == "off" and arm != "off dpo"]
     for row, arm in enumerate(variants):
         for point, marker, offset in ((1, "o", -0.14), (-1, "s", 0.14)):
-            interval = difference_interval(paths[arm]["gold"][point], paths["off dpo"]["gold"][point])
+            interval = contrast(paths[arm], paths["off dpo"], "gold", point)
             ax.plot([interval["low"], interval["high"]], [row + offset] * 2, color=method_colour("wpo"))
             ax.plot(interval["mean"], row + offset, marker, color=method_colour("wpo"))
     ax.axvline(0, color=method_colour("dpo"))

@@ -23,7 +23,7 @@ from rlhf_lab.studies.online_arms import (
     outcome,
     point,
 )
-from rlhf_lab.studies.paths import collect, draw_path, intervals
+from rlhf_lab.studies.paths import collect, contrast, draw_path, intervals
 from rlhf_lab.studies.statistics import Interval, change, comparison, difference_interval, mean_interval, number, sign
 from rlhf_lab.studies.summaries import each_seed, open_world
 
@@ -60,9 +60,9 @@ def one_seed(seed: int, seeds: int, size: dict, rounds: dict) -> dict:
     return found
 
 
-def contrast(results: dict, a: str, b: str, measure: str = "gold") -> Interval:
+def arms_apart(results: dict, a: str, b: str, measure: str = "gold") -> Interval:
     """a - b after all labels, seed by seed."""
-    return difference_interval(*(results["paths"][arm][measure][-1] for arm in (a, b)))
+    return contrast(results["paths"][a], results["paths"][b], measure)
 
 
 def pairs_of(arm: str) -> str:
@@ -72,7 +72,7 @@ def pairs_of(arm: str) -> str:
 
 def sentences(results: dict) -> list[str]:
     """The three claims in one sentence, what was equal and where all arms ended, then claim by claim."""
-    settings, optimism = results["settings"], [contrast(results, *pair) for pair in OPTIMISM]
+    settings, optimism = results["settings"], [arms_apart(results, *pair) for pair in OPTIMISM]
     published = settings["alpha"][AS_PUBLISHED[0]]
     return [
         f"with {settings['labels']} labels each, in gold reward (ROUGE-L F1): {against(results, *FRESH[1])}; "
@@ -97,12 +97,12 @@ def label_of(arm: str) -> str:
 
 def against(results: dict, a: str, b: str, measure: str = "gold", name: Callable[[str], str] = label_of) -> str:
     """ "a is higher than b by ..", after all labels; `name` gives the words for both."""
-    return comparison(name(a), name(b), contrast(results, a, b, measure), ".3f")
+    return comparison(name(a), name(b), arms_apart(results, a, b, measure), ".3f")
 
 
 def bonus(results: dict, a: str, b: str) -> str:
     """What the bonus does to reward and KL of the same pairs."""
-    reward, kl = (contrast(results, a, b, measure) for measure in ("gold", "kl"))
+    reward, kl = (arms_apart(results, a, b, measure) for measure in ("gold", "kl"))
     alpha = results["settings"]["alpha"][a]
     return f"{pairs_of(a)}, alpha {alpha:g}: {change('the reward', reward, '.3f')}, {change('the KL', kl, '.1f')} nats"
 
@@ -181,7 +181,7 @@ def draw_claims(ax: Axes, results: dict) -> None:
     pairs = (*FRESH, *OPTIMISM, AS_PUBLISHED, *CHOICE)
     names = []
     for row, (a, b) in enumerate(pairs):
-        interval = contrast(results, a, b)
+        interval = arms_apart(results, a, b)
         ax.plot([interval["low"], interval["high"]], [row, row], color=method_colour(ARMS[a].objective), linewidth=2)
         ax.plot(interval["mean"], row, "o", color=method_colour(ARMS[a].objective))
         names.append(" - ".join(pairs_of(arm) if (a, b) in CHOICE else ARMS[arm].label for arm in (a, b)))
@@ -197,5 +197,5 @@ def alt(results: dict) -> str:
         f"{ARMS[arm].label} {intervals(path, 'gold')[-1]['mean']:.3f} at {intervals(path, 'kl')[-1]['mean']:.1f} nats"
         for arm, path in results["paths"].items()
     ]
-    claims = [f"{ARMS[a].label} minus {ARMS[b].label} {number(contrast(results, a, b), '.3f')}" for a, b in FRESH]
+    claims = [f"{ARMS[a].label} minus {ARMS[b].label} {number(arms_apart(results, a, b), '.3f')}" for a, b in FRESH]
     return f"Three panels. Gold reward at the end: {', '.join(ends)}. Differences: {', '.join(claims)}."
