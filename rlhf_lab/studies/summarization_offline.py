@@ -35,7 +35,7 @@ LOOKS = {
 
 def run(seeds: int, fast: bool) -> dict:
     """Gold and greedy reward, KL and length of every method after each number of epochs."""
-    size = {"documents": 12, "held_out": 6, "model": "tiny"} if fast else {"documents": 200, "held_out": 100}
+    size = {"documents": 6, "held_out": 2, "model": "tiny"} if fast else {"documents": 200, "held_out": 100}
     epochs = [1, 2] if fast else [1, 2, 4, 6]
     runs = each_seed(one_seed, seeds, size, epochs, together=not fast)
     return {
