@@ -12,16 +12,16 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_lab.arguments import add_fields, build, read_values
-from rlhf_lab.assets import small_model_path
-from rlhf_lab.summarization.artefacts import Clock, check_writable
+from rlhf_lab.common.arguments import add_fields, build, read_values
+from rlhf_lab.common.assets import small_model_path
+from rlhf_lab.common.files import Clock, check_writable
+from rlhf_lab.data.docstrings import DocstringPair, docstring_pairs
+from rlhf_lab.engine.precision import pick_device
 from rlhf_lab.summarization.candidates import choose_documents, prompt_ids
 from rlhf_lab.summarization.report import screen
 from rlhf_lab.summarization.results import collect, write_results
 from rlhf_lab.summarization.settings import SummarizeSettings
 from rlhf_lab.summarization.stages import draw_candidates, evaluate, label_pairs, train_method
-from rlhf_lab.text.docstrings import DocstringPair, docstring_pairs
-from rlhf_lab.training.precision import pick_device
 
 
 def summarize(settings: SummarizeSettings, *, corpus: list[DocstringPair] | None = None) -> dict:

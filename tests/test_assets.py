@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_lab import assets
+from rlhf_lab.common import assets
 
 
 def make_model(folder, name):

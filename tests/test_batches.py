@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_lab.text.batches import Example, collate, token_budget_batches
+from rlhf_lab.data.examples import Example
+from rlhf_lab.engine.batches import collate, token_budget_batches
 
 
 def example(prompt: int, *responses: int, row: int = 0) -> Example:

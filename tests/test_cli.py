@@ -12,8 +12,8 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
-from rlhf_lab import cli, doctor
-from rlhf_lab.arguments import Parser, add_fields, build, convert, read_values
+from rlhf_lab.commands import cli, doctor
+from rlhf_lab.common.arguments import Parser, add_fields, build, convert, read_values
 from tests.training_helpers import tiny_llama, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -219,8 +219,8 @@ def test_doctor(capsys):
 
 
 def test_docs_prints_counts_and_examples(capsys, monkeypatch):
-    from rlhf_lab.text import docs_command
-    from rlhf_lab.text.docstrings import DocstringPair, Reading
+    from rlhf_lab.commands import docs as docs_command
+    from rlhf_lab.data.docstrings import DocstringPair, Reading
 
     pairs = [DocstringPair(f"long {i}", f"short {i}", ("train", "test")[i % 2], "json", f"f{i}") for i in range(7)]
     monkeypatch.setattr(docs_command, "read_corpus", lambda cache_dir: Reading(pairs, 20, 3))

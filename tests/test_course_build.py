@@ -18,16 +18,18 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from rlhf_lab.assets import PACKAGE
-from rlhf_lab.course import build as build_module
-from rlhf_lab.course import plots, results, tables
-from rlhf_lab.course.build import build, main
-from rlhf_lab.course.execute import execute
-from rlhf_lab.course.masters import CourseError, between_markers, minutes, read_master, readme_table
+from rlhf_lab.authoring import build as build_module
+from rlhf_lab.authoring import readme as results
+from rlhf_lab.authoring.build import build, main
+from rlhf_lab.authoring.execute import execute
+from rlhf_lab.authoring.masters import CourseError, between_markers, minutes, read_master, readme_table
+from rlhf_lab.authoring.publish import MAX_BYTES, WIDGET_VIEW, clean, differences, problems, written
+from rlhf_lab.common import plots
+from rlhf_lab.common.assets import PACKAGE
+from rlhf_lab.course import figures, tables
 from rlhf_lab.course.predict import Prediction
-from rlhf_lab.course.publish import MAX_BYTES, WIDGET_VIEW, clean, differences, problems, written
 from rlhf_lab.objective import PRESETS
-from rlhf_lab.studies.command import STUDIES
+from rlhf_lab.studies.report import STUDIES
 
 README = "# A course\n<!-- notebooks:begin -->\n<!-- notebooks:end -->\nThe end.\n"
 HEADER = """\
@@ -71,7 +73,7 @@ def test_build_then_check_agree_and_every_kind_of_staleness_is_caught(tmp_path, 
 
         # %% tags=["solution"]
         import matplotlib.pyplot as plt
-        from rlhf_lab.course.plots import show, style
+        from rlhf_lab.common.plots import show, style
         with style():
             fig, ax = plt.subplots()
             ax.plot([1, 2])
@@ -336,7 +338,7 @@ def test_pictures_are_the_same_bytes_every_time_small_and_closed():
     assert 'alt="DPO &amp; WPO, &lt;3 lines&gt;"' in plots.html_image(figure, "DPO & WPO, <3 lines>")
     with pytest.raises(ValueError, match="say in a sentence"):
         plots.html_image(figure, "figure")
-    plots.show(figure, alt="three lines that rise")
+    figures.show(figure, alt="three lines that rise")
     assert figure.number not in plt.get_fignums()
     assert plt.rcParams["axes.spines.top"]  # the style stays inside its `with`
     plt.close("all")

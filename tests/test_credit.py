@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 
-from rlhf_lab.text.credit import (
+from rlhf_lab.credit.tokens import (
     PlantedError,
     beam_table,
     credit,
@@ -18,7 +18,7 @@ from rlhf_lab.text.credit import (
     location_auc,
     planted_errors,
 )
-from rlhf_lab.text.credit_view import (
+from rlhf_lab.credit.view import (
     CREDIT_COLOURS,
     _background,
     _ink,
@@ -109,7 +109,7 @@ def test_the_mask_marks_the_tokens_of_the_planted_word():
 def test_the_mask_covers_a_word_of_several_tokens():
     from transformers import AutoTokenizer
 
-    from rlhf_lab.assets import small_model_path
+    from rlhf_lab.common.assets import small_model_path
 
     tokenizer = AutoTokenizer.from_pretrained(small_model_path("tiny"))
     text = "Return the zygomorphic value."
@@ -223,7 +223,7 @@ def test_the_figure_holds_every_token_once_and_a_scale():
 def test_token_texts_join_to_the_text():
     from transformers import AutoTokenizer
 
-    from rlhf_lab.assets import small_model_path
+    from rlhf_lab.common.assets import small_model_path
 
     tokenizer = AutoTokenizer.from_pretrained(small_model_path("tiny"))
     ids = tokenizer("Return the number of rows, 20 at most.", add_special_tokens=False).input_ids

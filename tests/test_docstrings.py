@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_lab.text import docstrings
-from rlhf_lab.text.docstrings import Docstring, clean_pairs, description_key, read_docstrings, split_docstring, split_of
-from rlhf_lab.text.prose import description_prose, first_sentences, is_prose, paragraphs, plain, sentences
+from rlhf_lab.data import docstrings
+from rlhf_lab.data.docstrings import Docstring, clean_pairs, description_key, read_docstrings, split_docstring, split_of
+from rlhf_lab.data.prose import description_prose, first_sentences, is_prose, paragraphs, plain, sentences
 
 WORDS = (4, 25), (20, 120)
 PROSE = (

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from rlhf_lab.text import decoding
-from rlhf_lab.text.decoding import RepeatedPrompts, SharedPrompts, left_pad, shares_prompts
-from rlhf_lab.text.generate import (
+from rlhf_lab.engine import decoding
+from rlhf_lab.engine.decoding import RepeatedPrompts, SharedPrompts, left_pad, shares_prompts
+from rlhf_lab.engine.generate import (
     _in_bf16,
     beam_search,
     complete,

@@ -9,7 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_lab.assets import small_model_path
+from rlhf_lab.common.assets import small_model_path
+from rlhf_lab.data.encoding import encode_prompt, encode_response
+from rlhf_lab.data.examples import Example
+from rlhf_lab.engine.batches import collate
+from rlhf_lab.engine.logps import last_logits
 from rlhf_lab.judges.pairwise import (
     MARKERS,
     pairwise_examples,
@@ -20,9 +24,6 @@ from rlhf_lab.judges.pairwise import (
     train_pairwise,
     win_probabilities,
 )
-from rlhf_lab.text.batches import Example, collate
-from rlhf_lab.text.encoding import encode_prompt, encode_response
-from rlhf_lab.text.logps import last_logits
 from tests.test_logps import FAMILIES, random_batch, tiny
 from tests.training_helpers import quiet, tiny_tokenizer
 

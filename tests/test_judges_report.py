@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_lab.assets import small_model_path
-from rlhf_lab.cli import main
+from rlhf_lab.commands.cli import main
+from rlhf_lab.common.assets import small_model_path
+from rlhf_lab.judges.cross_validation import split_by_group
 from rlhf_lab.judges.gold import gold_judge, gold_score
-from rlhf_lab.judges.judge_command import split_by_group
 from rlhf_lab.judges.report import (
     Verdicts,
     best_of_n,
@@ -28,7 +28,7 @@ from rlhf_lab.judges.report import (
     wilson,
 )
 from rlhf_lab.judges.report_figure import describe, draw_report
-from rlhf_lab.text.rewards import rouge_l
+from rlhf_lab.judges.rouge import rouge_l
 
 
 def verdicts(count: int = 400, seed: int = 0, **changes) -> Verdicts:

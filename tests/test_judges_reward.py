@@ -11,9 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf_lab.assets import small_model_path
-from rlhf_lab.cli import main
-from rlhf_lab.judges.reward_command import score_margins
+from rlhf_lab.commands.cli import main
+from rlhf_lab.commands.train_reward import score_margins
+from rlhf_lab.common.assets import small_model_path
+from rlhf_lab.data.encoding import encode_prompt, encode_response
+from rlhf_lab.data.examples import Example
+from rlhf_lab.data.records import PreferenceRecord
+from rlhf_lab.engine.batches import collate
+from rlhf_lab.engine.hidden import packed_last_hidden, plain_last_hidden
 from rlhf_lab.judges.reward_model import (
     reward_judge,
     reward_loss,
@@ -24,10 +29,6 @@ from rlhf_lab.judges.reward_model import (
     train_reward,
 )
 from rlhf_lab.judges.rows import values_of_rows
-from rlhf_lab.text.batches import Example, collate
-from rlhf_lab.text.encoding import encode_prompt, encode_response
-from rlhf_lab.text.hidden import packed_last_hidden, plain_last_hidden
-from rlhf_lab.text.records import PreferenceRecord
 from tests.test_logps import FAMILIES, SMALL, tiny
 from tests.training_helpers import EOS, VOCABULARY, distance, quiet, random_examples, tiny_llama, tiny_tokenizer
 
@@ -110,7 +111,7 @@ def test_a_leak_between_responses_would_be_noticed(monkeypatch):
         hidden = packed_last_hidden(model, batch)
         return hidden + 0.1 * hidden.roll(1, dims=1)
 
-    monkeypatch.setattr("rlhf_lab.text.hidden.packed_last_hidden", leaking)
+    monkeypatch.setattr("rlhf_lab.engine.hidden.packed_last_hidden", leaking)
     model, batch = reward_model(tiny_llama()).eval(), collate(random_examples(3))
     with pytest.warns(UserWarning, match="results differ by"):
         scores = reward_scores(model, batch)

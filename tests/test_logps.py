@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from rlhf_lab.text import attention, logps
-from rlhf_lab.text.attention import Packing
-from rlhf_lab.text.batches import Batch, Example, collate
-from rlhf_lab.text.logps import packed_response_logps, plain_response_logps, response_logps
+from rlhf_lab.data.examples import Example
+from rlhf_lab.engine import attention, logps
+from rlhf_lab.engine.attention import Packing
+from rlhf_lab.engine.batches import Batch, collate
+from rlhf_lab.engine.logps import packed_response_logps, plain_response_logps, response_logps
 
 VOCABULARY = 61
 SMALL = {

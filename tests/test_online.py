@@ -12,18 +12,19 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from rlhf_lab import cli
-from rlhf_lab.arguments import Parser, read_values
+from rlhf_lab.commands import cli
+from rlhf_lab.commands import train_online as command
+from rlhf_lab.common.arguments import Parser, read_values
+from rlhf_lab.data.examples import Example
+from rlhf_lab.engine.generate import sample
+from rlhf_lab.engine.models import load_model
 from rlhf_lab.judges.reward_model import reward_model
+from rlhf_lab.judges.rouge import rouge_l
 from rlhf_lab.objective import preset
-from rlhf_lab.online import command, figure, results
+from rlhf_lab.online import figure, results
 from rlhf_lab.online.artefacts import MANIFEST, verified
 from rlhf_lab.online.loop import train_online
 from rlhf_lab.online.settings import online_preset
-from rlhf_lab.text.batches import Example
-from rlhf_lab.text.generate import sample
-from rlhf_lab.text.rewards import rouge_l
-from rlhf_lab.training.models import load_model
 from rlhf_lab.training.preference import train_preference
 from tests.online_toy import toy_run
 from tests.toy import save_toy, toy_corpus, toy_tokenizer
@@ -398,7 +399,7 @@ def test_the_figure_shows_every_panel_for_one_and_for_two_judges(base):
 def test_flags_and_yaml_become_settings(monkeypatch, tmp_path):
     received = []
     monkeypatch.setattr(command, "train_online", lambda *run: received.append(run))
-    example = Path(command.__file__).with_name("example.yaml")
+    example = Path(command.__file__).parents[1] / "recipes/online_example.yaml"
     assert cli.main(["train", "online", "--config", str(example), "--iterations", "5", "--alpha", "0.1"]) == 0
     assert cli.main(["train", "online", "--preset", "xpo", "--output-dir", "x", "--warm-start", "false"]) == 0
     assert received[0] == online_preset(iterations=5, alpha=0.1)

@@ -10,14 +10,14 @@ import pytest
 import torch
 from tokenizers.pre_tokenizers import Punctuation, Sequence, WhitespaceSplit
 
+from rlhf_lab.engine.generate import sample
+from rlhf_lab.engine.models import load_model
+from rlhf_lab.engine.serving.connection import ServerError
 from rlhf_lab.judges.pairwise import pairwise_judge
-from rlhf_lab.judges.server_judge import question, server_judge
+from rlhf_lab.judges.served import question, server_judge
 from rlhf_lab.online import results
 from rlhf_lab.online.loop import train_online
 from rlhf_lab.online.settings import OnlineSettings
-from rlhf_lab.text.connection import ServerError
-from rlhf_lab.text.generate import sample
-from rlhf_lab.training.models import load_model
 from tests.online_toy import toy_run
 from tests.test_online import remade, stage_folder, table
 from tests.test_server import answer, fake_server

@@ -17,7 +17,7 @@ OUTSIDE = """
 import os, sys
 from pathlib import Path
 import rlhf_lab
-from rlhf_lab.assets import notebooks_path, small_model_path
+from rlhf_lab.common.assets import notebooks_path, small_model_path
 site = Path(os.environ["PYTHONPATH"]).resolve()
 assert site in Path(rlhf_lab.__file__).resolve().parents, rlhf_lab.__file__
 assert site in small_model_path("probe").parents and site in notebooks_path().parents

@@ -9,17 +9,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_lab.assets import small_model_path
-from rlhf_lab.judges.judge_command import JudgeSettings
-from rlhf_lab.pretraining import command, human_labels, recipe
+from rlhf_lab.commands import pretrain as command
+from rlhf_lab.common.assets import small_model_path
+from rlhf_lab.data.docstrings import Docstring, clean_pairs, word_runs
+from rlhf_lab.engine.batches import collate
+from rlhf_lab.judges.cross_validation import JudgeSettings
+from rlhf_lab.pretraining import human_labels, recipe
 from rlhf_lab.pretraining.card import export
 from rlhf_lab.pretraining.code import Documented, read_code
 from rlhf_lab.pretraining.mixture import LATE_SHARES, SHARES, Task, central_sentence, tasks
 from rlhf_lab.pretraining.packing import Rows, encode, pack
 from rlhf_lab.pretraining.recipe import Recipe, RowExamples, build_model, row_loss_fn
 from rlhf_lab.pretraining.tokenizer import for_transformers, train_tokenizer
-from rlhf_lab.text.batches import collate
-from rlhf_lab.text.docstrings import Docstring, clean_pairs, word_runs
 
 SUBJECTS = ("cache", "parser", "server", "matrix", "graph", "reader", "token", "window", "socket", "figure")
 VERBS = ("keeps", "drops", "copies", "sorts", "merges", "counts", "writes", "checks")

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rlhf_lab.text.known_datasets import KNOWN_DATASETS
-from rlhf_lab.text.problems import InvalidRecords
-from rlhf_lab.text.records import (
+from rlhf_lab.data.known_datasets import KNOWN_DATASETS
+from rlhf_lab.data.problems import InvalidRecords
+from rlhf_lab.data.records import (
     PreferenceRecord,
     SFTRecord,
     load_preferences,

@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rlhf_lab.data.examples import Example
+from rlhf_lab.engine.batches import collate
+from rlhf_lab.engine.logps import plain_response_logps
 from rlhf_lab.objective import Objective
-from rlhf_lab.text.batches import Example, collate
-from rlhf_lab.text.logps import plain_response_logps
 from rlhf_lab.training import reference
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint
 from rlhf_lab.training.preference import train_preference

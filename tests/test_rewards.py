@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_lab.bradley_terry import preference_probability, sample_preferences
-from rlhf_lab.text.rewards import rouge, rouge_l
+from rlhf_lab.judges.rouge import rouge, rouge_l
 
 WORDS = st.lists(
     st.sampled_from(["return", "the", "number", "of", "open", "files", "in", "a", "pool"]), max_size=12

@@ -16,12 +16,12 @@ from itertools import pairwise
 
 import pytest
 
-from rlhf_lab.assets import small_model_path
+from rlhf_lab.common.assets import small_model_path
+from rlhf_lab.data.docstrings import DocstringPair
+from rlhf_lab.engine.serving.connection import ServerError
+from rlhf_lab.engine.serving.sampling import plain_sampling, server_sample
 from rlhf_lab.online import results
 from rlhf_lab.online.loop import train_online
-from rlhf_lab.text.connection import ServerError
-from rlhf_lab.text.docstrings import DocstringPair
-from rlhf_lab.text.server import plain_sampling, server_sample
 from tests.online_toy import toy_run
 from tests.training_helpers import EOS, tiny_tokenizer
 
@@ -332,8 +332,8 @@ def test_transformers_serve(served):
     """The real server with the small model `tiny`: sampled, cut, greedy, and a model that is not there."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from rlhf_lab.text.encoding import encode_prompt
-    from rlhf_lab.text.generate import sample
+    from rlhf_lab.data.encoding import encode_prompt
+    from rlhf_lab.engine.generate import sample
 
     folder = str(small_model_path("tiny"))
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)

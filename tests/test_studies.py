@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rlhf_lab import cli
-from rlhf_lab.studies import command
-from rlhf_lab.studies.statistics import (
+from rlhf_lab.commands import cli
+from rlhf_lab.common.intervals import (
     change,
     comparison,
     difference_interval,
@@ -30,7 +29,8 @@ from rlhf_lab.studies.statistics import (
     slope_interval,
     t_quantile,
 )
-from rlhf_lab.text.docstrings import docstring_pairs
+from rlhf_lab.data.docstrings import docstring_pairs
+from rlhf_lab.studies import report as command
 
 ROOT = Path(__file__).parents[1]
 
@@ -131,7 +131,7 @@ def test_bad_numbers_are_refused(call, message):
 
 TINY = """
 from matplotlib.figure import Figure
-from rlhf_lab.studies.statistics import mean_interval
+from rlhf_lab.common.intervals import mean_interval
 QUESTION: str = "Is a die fair?"
 SEEDS = 6
 def run(seeds: int, fast: bool) -> dict:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from rlhf_lab.judges.gold import gold_judge
 from rlhf_lab.online.pairing import compare, penalised_scores
 from rlhf_lab.online.settings import OnlineSettings
-from rlhf_lab.studies import reward_hacking
-from rlhf_lab.studies.proxies import (
+from rlhf_lab.studies.text import reward_hacking
+from rlhf_lab.studies.text.hacking_proxies import (
     Scale,
     against_training,
     biased_judge,
@@ -23,7 +23,7 @@ from rlhf_lab.studies.proxies import (
     reached,
     same_pairs,
 )
-from rlhf_lab.studies.summaries import open_world
+from rlhf_lab.studies.text.summaries import open_world
 from rlhf_lab.summarization.candidates import Candidate
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from rlhf_lab.online.loop import train_online
-from rlhf_lab.studies import online_arms as arms
-from rlhf_lab.studies import summarization_online as study
-from rlhf_lab.studies.summaries import open_world
+from rlhf_lab.studies.text import online_arms as arms
+from rlhf_lab.studies.text import summarization_online as study
+from rlhf_lab.studies.text.summaries import open_world
 
 ROUNDS = {"iterations": 2, "prompts": 6, "max_new_tokens": 12}
 

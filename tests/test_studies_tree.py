@@ -5,7 +5,7 @@ import json
 import matplotlib.pyplot as plt
 import pytest
 
-from rlhf_lab.studies import beam_width, likelihood_decline, token_credit
+from rlhf_lab.studies.exact import beam_width, likelihood_decline, token_credit
 
 
 @pytest.mark.parametrize("study", [beam_width, likelihood_decline, token_credit])

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_lab.text.batches import Example
-from rlhf_lab.text.encoding import bos_id, encode_prompt, encode_response, special_tokens
-from rlhf_lab.text.problems import InvalidRecords
-from rlhf_lab.text.records import PreferenceRecord, SFTRecord
-from rlhf_lab.text.tokens import Limits, fit, token_dump, tokenize_preferences, tokenize_record, tokenize_sft, truncate
+from rlhf_lab.data.encoding import bos_id, encode_prompt, encode_response, special_tokens
+from rlhf_lab.data.examples import Example
+from rlhf_lab.data.problems import InvalidRecords
+from rlhf_lab.data.records import PreferenceRecord, SFTRecord
+from rlhf_lab.data.tokens import Limits, fit, token_dump, tokenize_preferences, tokenize_record, tokenize_sft, truncate
 
 SPECIALS = ["<pad>", "<eos>", "<tldr>", "<bos>", "<|im_start|>", "<|im_end|>"]
 CHAT = (

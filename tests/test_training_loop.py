@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf_lab.text.batches import Example, collate
+from rlhf_lab.data.examples import Example
+from rlhf_lab.engine.batches import collate
 from rlhf_lab.training.health import ROWS_NAMED
 from rlhf_lab.training.loop import evaluate, train
 from rlhf_lab.training.metrics import Averages, read_metrics

@@ -6,9 +6,10 @@ import warnings
 import pytest
 import torch
 
+from rlhf_lab.data.examples import Example
+from rlhf_lab.engine.batches import collate
+from rlhf_lab.engine.logps import plain_response_logps
 from rlhf_lab.objective import PRESETS, Objective, preference_loss, preset, wpo_weights
-from rlhf_lab.text.batches import Example, collate
-from rlhf_lab.text.logps import plain_response_logps
 from rlhf_lab.training.preference import assert_margin_zero, preference_losses, train_preference
 from rlhf_lab.training.reference import reference_logps
 from rlhf_lab.training.schedule import epoch_steps

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlhf_lab.bradley_terry.comparisons import count_wins, counted_loss, draw_arms, draw_wins
 from rlhf_lab.objective import STANCES, Objective
 from rlhf_lab.worlds import exact
 from rlhf_lab.worlds.bandit import Bandit, random_bandit
-from rlhf_lab.worlds.comparisons import count_wins, counted_loss, draw_arms, draw_wins
 from rlhf_lab.worlds.descent import Descent, descend, ipo_loss, iterate, objective_loss
 from rlhf_lab.worlds.weighting import arm_weights
 

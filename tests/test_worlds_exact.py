@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_lab.worlds.bandit import REFERENCES, Bandit, check_distribution, check_logps, random_bandit, reference_logps
+from rlhf_lab.bradley_terry.estimate import check_distribution
+from rlhf_lab.worlds.bandit import REFERENCES, Bandit, check_logps, random_bandit, reference_logps
 from rlhf_lab.worlds.exact import (
     calibrated,
     implicit_rewards,

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf_lab.bradley_terry.comparisons import counted_loss, nll_gradient
 from rlhf_lab.objective import Objective
 from rlhf_lab.worlds.bandit import random_bandit
-from rlhf_lab.worlds.comparisons import counted_loss, nll_gradient
 from rlhf_lab.worlds.exact import optimal_logps
-from rlhf_lab.worlds.fit import calibration_policy, fit_offline, has_finite_optimum, objective_parts
 from rlhf_lab.worlds.newton import minimise_in_ball, minimise_in_box
+from rlhf_lab.worlds.pessimistic import calibration_policy, fit_offline, has_finite_optimum, objective_parts
 
 
 def random_wins(shape: tuple[int, ...], mean: float, seed: int = 0) -> torch.Tensor:

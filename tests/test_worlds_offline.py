@@ -7,10 +7,9 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from rlhf_lab.studies import pessimism_map, rates_offline
+from rlhf_lab.studies.exact import pessimism_map, rates_offline
 from rlhf_lab.worlds import exact
 from rlhf_lab.worlds.bandit import Bandit, random_bandit
-from rlhf_lab.worlds.fit import fit_offline
 from rlhf_lab.worlds.offline import (
     behaviour_logps,
     comparison_distribution,
@@ -22,6 +21,7 @@ from rlhf_lab.worlds.offline import (
     ipo_logps,
     wpo_logps,
 )
+from rlhf_lab.worlds.pessimistic import fit_offline
 
 
 def close(a: torch.Tensor, b: torch.Tensor, atol: float = 1e-8) -> None:

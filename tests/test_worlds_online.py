@@ -9,11 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_lab.studies.optimism_map import _threshold
+from rlhf_lab.bradley_terry.comparisons import count_wins, draw_arms, nll, nll_gradient, nll_hessian
+from rlhf_lab.studies.exact.optimism_map import _threshold
 from rlhf_lab.worlds.bandit import Bandit, random_bandit
-from rlhf_lab.worlds.comparisons import count_wins, draw_arms, nll, nll_gradient, nll_hessian
 from rlhf_lab.worlds.exact import calibrated, optimal_logps, optimal_value
-from rlhf_lab.worlds.explore import _problem, evaluate, fit_optimistic
 from rlhf_lab.worlds.online import (
     OnlineSettings,
     alpha_at,
@@ -26,6 +25,7 @@ from rlhf_lab.worlds.online import (
     uncertainty,
     writing_policies,
 )
+from rlhf_lab.worlds.optimistic import _problem, evaluate, fit_optimistic
 
 
 def random_wins(worlds: int, contexts: int, arms: int, seed: int, most: int = 3) -> torch.Tensor:
@@ -114,7 +114,7 @@ def test_without_a_bound_the_objective_falls_without_limit_and_the_fit_refuses()
 
 def test_alpha_zero_is_the_maximum_likelihood_dpo_fit() -> None:
     """Connected data: the gradient of l vanishes, and the policy is that of the offline fit without pessimism."""
-    from rlhf_lab.worlds.fit import fit_offline
+    from rlhf_lab.worlds.pessimistic import fit_offline
 
     wins, ref = random_wins(8, 2, 4, 7) + 1 - torch.eye(4), random_logps(8, 2, 4)
     fit = fit_optimistic(wins, ref, beta=0.5, alpha=0.0, bound=50.0, tolerance=1e-9)

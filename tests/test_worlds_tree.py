@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_lab.worlds import exact
-from rlhf_lab.worlds.tree import (
+from rlhf_lab.worlds.trees.tree import (
     TokenTree,
     along,
     leaf_count,
@@ -21,7 +21,7 @@ from rlhf_lab.worlds.tree import (
     successors,
     token_logps,
 )
-from rlhf_lab.worlds.tree_values import (
+from rlhf_lab.worlds.trees.values import (
     expected_sum,
     implicit_rewards,
     rewards_from_q,

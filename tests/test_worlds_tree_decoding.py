@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_lab.worlds.tree import path_sums, prefix_sums, random_tree, sequences
-from rlhf_lab.worlds.tree_credit import auc, plant_bad_tokens, shared_evenly, token_scores, token_weights
-from rlhf_lab.worlds.tree_decoding import beam_search, guided_beams, proxy_sequences, proxy_tuned
-from rlhf_lab.worlds.tree_values import implicit_rewards, soft_values
+from rlhf_lab.worlds.trees.credit import auc, plant_bad_tokens, shared_evenly, token_scores, token_weights
+from rlhf_lab.worlds.trees.decoding import beam_search, guided_beams, proxy_sequences, proxy_tuned
+from rlhf_lab.worlds.trees.tree import path_sums, prefix_sums, random_tree, sequences
+from rlhf_lab.worlds.trees.values import implicit_rewards, soft_values
 
 BETA = 0.5
 SETTINGS = {"max_examples": 20, "deadline": None}

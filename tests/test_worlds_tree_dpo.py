@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_lab.objective import Objective
-from rlhf_lab.worlds.tree import path_sums, random_tree, token_logps
-from rlhf_lab.worlds.tree_dpo import (
+from rlhf_lab.worlds.trees.dpo import (
     Pairs,
     chosen_logps,
     descend,
@@ -18,7 +17,8 @@ from rlhf_lab.worlds.tree_dpo import (
     sampled_wins,
     wins_loss,
 )
-from rlhf_lab.worlds.tree_values import expected_sum, implicit_rewards, shaped, soft_values
+from rlhf_lab.worlds.trees.tree import path_sums, random_tree, token_logps
+from rlhf_lab.worlds.trees.values import expected_sum, implicit_rewards, shaped, soft_values
 
 BETA = 0.5
 DPO = Objective(beta=BETA)

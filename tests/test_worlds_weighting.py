@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rlhf_lab.bradley_terry.comparisons import counted_loss, draw_pairs, labelled_pairs
 from rlhf_lab.objective import WEIGHTINGS, Objective
 from rlhf_lab.worlds.bandit import random_bandit
-from rlhf_lab.worlds.comparisons import counted_loss, draw_pairs, labelled_pairs
 from rlhf_lab.worlds.weighting import (
     SIDES,
     accept_reject_gradient,

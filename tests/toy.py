@@ -7,7 +7,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlhf_lab.text.docstrings import DocstringPair
+from rlhf_lab.data.docstrings import DocstringPair
 
 WORDS = ["read", "write", "open", "close", "file", "socket", "table", "row", "key"]
 

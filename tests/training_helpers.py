@@ -8,7 +8,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlhf_lab.text.batches import Example
+from rlhf_lab.data.examples import Example
 from rlhf_lab.training.settings import TrainingSettings
 
 VOCABULARY = 40

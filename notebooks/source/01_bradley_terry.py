@@ -46,7 +46,8 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-from rlhf_lab.course.plots import OKABE_ITO, label_ends, show, style
+from rlhf_lab.common.plots import OKABE_ITO, label_ends, style
+from rlhf_lab.course.figures import show
 from rlhf_lab.course.predict import Prediction
 from rlhf_lab.course.tables import show_table
 

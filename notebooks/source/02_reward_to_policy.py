@@ -45,7 +45,8 @@
 import matplotlib.pyplot as plt
 import torch
 
-from rlhf_lab.course.plots import GREY, OKABE_ITO, label_ends, show, style
+from rlhf_lab.common.plots import GREY, OKABE_ITO, label_ends, style
+from rlhf_lab.course.figures import show
 from rlhf_lab.course.predict import Prediction
 from rlhf_lab.course.tables import show_table
 
@@ -223,8 +224,8 @@ few
 
 # %%
 from rlhf_lab.bradley_terry import fit_rewards
+from rlhf_lab.bradley_terry.comparisons import count_wins, draw_arms, draw_wins
 from rlhf_lab.worlds.bandit import random_bandit
-from rlhf_lab.worlds.comparisons import count_wins, draw_arms, draw_wins
 
 
 def compute_guess(reference: str, comparisons: int, worlds: int, betas: torch.Tensor, seed: int = 1) -> dict:

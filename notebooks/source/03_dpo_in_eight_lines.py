@@ -44,7 +44,8 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-from rlhf_lab.course.plots import GREY, OKABE_ITO, label_ends, method_colour, show, style
+from rlhf_lab.common.plots import GREY, OKABE_ITO, label_ends, method_colour, style
+from rlhf_lab.course.figures import show
 from rlhf_lab.course.predict import Prediction
 from rlhf_lab.course.tables import show_table
 from rlhf_lab.worlds import exact
@@ -141,7 +142,7 @@ end = Prediction("DPO on the exact preferences of all pairs, many steps: where d
 end
 
 # %%
-from rlhf_lab.worlds.comparisons import counted_loss, draw_pairs, labelled_pairs
+from rlhf_lab.bradley_terry.comparisons import counted_loss, draw_pairs, labelled_pairs
 from rlhf_lab.worlds.descent import Descent, descend, objective_loss
 
 every = labelled_pairs(rewards, ref_logps, ref_logps)  # [1, 1, 6, 6]: shares of (chosen, rejected), summing to < 1

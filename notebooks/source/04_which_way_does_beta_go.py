@@ -43,12 +43,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from rlhf_lab.course.plots import OKABE_ITO, label_ends, show, style
+from rlhf_lab.bradley_terry.comparisons import labelled_pairs
+from rlhf_lab.common.plots import OKABE_ITO, label_ends, style
+from rlhf_lab.course.figures import show
 from rlhf_lab.course.predict import Prediction
 from rlhf_lab.course.tables import show_table
 from rlhf_lab.worlds import exact
 from rlhf_lab.worlds.bandit import random_bandit
-from rlhf_lab.worlds.comparisons import labelled_pairs
 
 bandit = random_bandit(32, 10)
 rewards, ref_logps = bandit.rewards, bandit.ref_logps
@@ -125,7 +126,7 @@ ten = Prediction("Ten gradient steps at the same learning rate. Which policy is 
 ten
 
 # %%
-from rlhf_lab.studies.beta_direction import kl_by_beta
+from rlhf_lab.studies.exact.beta_direction import kl_by_beta
 
 STEPS = (1, 10, 100, 1000)
 

@@ -39,14 +39,15 @@
 import matplotlib.pyplot as plt
 import torch
 
-from rlhf_lab.course.plots import OKABE_ITO, label_ends, method_colour, show, style
+from rlhf_lab.common.intervals import mean_interval
+from rlhf_lab.common.plots import OKABE_ITO, label_ends, method_colour, style
+from rlhf_lab.course.figures import show
 from rlhf_lab.course.predict import Prediction
 from rlhf_lab.course.tables import show_table
 from rlhf_lab.objective import Objective
-from rlhf_lab.studies.statistics import mean_interval
-from rlhf_lab.worlds.tree import path_sums, random_tree, sequences, token_logps
-from rlhf_lab.worlds.tree_dpo import chosen_logps, descend, exact_wins, wins_loss
-from rlhf_lab.worlds.tree_values import expected_sum
+from rlhf_lab.worlds.trees.dpo import chosen_logps, descend, exact_wins, wins_loss
+from rlhf_lab.worlds.trees.tree import path_sums, random_tree, sequences, token_logps
+from rlhf_lab.worlds.trees.values import expected_sum
 
 SEEDS, VOCAB, HORIZON, BETA = 64, 3, 4, 0.5
 tree = random_tree(SEEDS, VOCAB, HORIZON, seed=1)

@@ -51,13 +51,14 @@
 import matplotlib.pyplot as plt
 import torch
 
-from rlhf_lab.course.plots import OKABE_ITO, label_ends, method_colour, show, style
+from rlhf_lab.bradley_terry.comparisons import counted_loss, nll
+from rlhf_lab.common.plots import OKABE_ITO, label_ends, method_colour, style
+from rlhf_lab.course.figures import show
 from rlhf_lab.course.predict import Prediction
 from rlhf_lab.course.tables import show_table
 from rlhf_lab.objective import Objective
 from rlhf_lab.worlds import exact
-from rlhf_lab.worlds.comparisons import counted_loss, nll
-from rlhf_lab.worlds.fit import fit_offline
+from rlhf_lab.worlds.pessimistic import fit_offline
 
 torch.set_default_dtype(torch.float64)
 assert_close = torch.testing.assert_close

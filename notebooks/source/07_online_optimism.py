@@ -43,16 +43,17 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from rlhf_lab.course.plots import OKABE_ITO, label_ends, method_colour, show, style
+from rlhf_lab.bradley_terry.comparisons import nll
+from rlhf_lab.common.intervals import difference_interval, mean_interval, number, sign
+from rlhf_lab.common.plots import OKABE_ITO, label_ends, method_colour, style
+from rlhf_lab.course.figures import show
 from rlhf_lab.course.predict import Prediction
 from rlhf_lab.course.tables import show_table
-from rlhf_lab.studies import optimism_map
-from rlhf_lab.studies.statistics import difference_interval, mean_interval, number, sign
+from rlhf_lab.studies.exact import optimism_map
 from rlhf_lab.worlds.bandit import random_bandit
-from rlhf_lab.worlds.comparisons import nll
 from rlhf_lab.worlds.exact import calibrated, optimal_value
-from rlhf_lab.worlds.explore import fit_optimistic
 from rlhf_lab.worlds.online import OnlineSettings, run_grid
+from rlhf_lab.worlds.optimistic import fit_optimistic
 
 torch.set_default_dtype(torch.float64)
 

@@ -40,10 +40,11 @@
 import matplotlib.pyplot as plt
 import torch
 
-from rlhf_lab.course.plots import OKABE_ITO, label_ends, method_colour, show, style
+from rlhf_lab.common.intervals import difference_interval, mean_interval, number, sign
+from rlhf_lab.common.plots import OKABE_ITO, label_ends, method_colour, style
+from rlhf_lab.course.figures import show
 from rlhf_lab.course.predict import Prediction
 from rlhf_lab.course.tables import show_table
-from rlhf_lab.studies.statistics import difference_interval, mean_interval, number, sign
 from rlhf_lab.worlds import exact
 from rlhf_lab.worlds.bandit import random_bandit
 from rlhf_lab.worlds.offline import (
@@ -198,7 +199,7 @@ rule = Prediction("`pi_cal alone is better than DPO`: for pessimism with alpha =
 rule
 
 # %%
-from rlhf_lab.studies import pessimism_map
+from rlhf_lab.studies.exact import pessimism_map
 
 
 def compute_rule(seeds: int = 40) -> list[dict]:

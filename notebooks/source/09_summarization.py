@@ -51,7 +51,8 @@ import torch
 import torch.nn.functional as F
 from transformers.utils import logging
 
-from rlhf_lab.course.plots import METHOD_LABELS, interval_bars, label_ends, method_colour, show, style
+from rlhf_lab.common.plots import METHOD_LABELS, interval_bars, label_ends, method_colour, style
+from rlhf_lab.course.figures import show
 from rlhf_lab.course.predict import Prediction
 from rlhf_lab.course.tables import show_table
 
@@ -70,7 +71,7 @@ LONGEST = 90  # tokens of a prompt: short documents keep this notebook short
 # the evaluation.
 
 # %%
-from rlhf_lab.text.docstrings import docstring_pairs
+from rlhf_lab.data.docstrings import docstring_pairs
 
 corpus = docstring_pairs(progress=False)
 print({split: sum(pair.split == split for pair in corpus) for split in ("train", "validation", "test")})
@@ -97,9 +98,10 @@ print(f"{sum(p.numel() for p in sft.parameters()) / 1e6:.1f}M parameters, vocabu
 # %%
 from IPython.display import HTML
 
-from rlhf_lab.text.batches import Example, collate
-from rlhf_lab.text.encoding import encode_response
-from rlhf_lab.text.tokens import token_dump
+from rlhf_lab.data.encoding import encode_response
+from rlhf_lab.data.examples import Example
+from rlhf_lab.data.tokens import token_dump
+from rlhf_lab.engine.batches import collate
 
 human = encode_response(documents[0].summary, tokenizer)
 HTML(token_dump(Example(tuple(prompts[0]), (human,)), tokenizer, html=True))
@@ -173,7 +175,7 @@ show(
 # prompt.
 
 # %%
-from rlhf_lab.text.logps import response_logps
+from rlhf_lab.engine.logps import response_logps
 
 example = examples[0]
 prompt, chosen = example.prompt, example.responses[0]
@@ -231,7 +233,7 @@ displacement = Prediction(
 displacement
 
 # %%
-from rlhf_lab.training.precision import bf16_speed
+from rlhf_lab.engine.precision import bf16_speed
 from rlhf_lab.training.preference import train_preference
 from rlhf_lab.training.settings import TrainingSettings
 

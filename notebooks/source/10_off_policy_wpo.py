@@ -43,11 +43,12 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
-from rlhf_lab.course.plots import METHOD_LABELS, label_ends, method_colour, show, style
+from rlhf_lab.bradley_terry.comparisons import draw_pairs, labelled_pairs
+from rlhf_lab.common.plots import METHOD_LABELS, label_ends, method_colour, style
+from rlhf_lab.course.figures import show
 from rlhf_lab.course.predict import Prediction
 from rlhf_lab.course.tables import show_table
 from rlhf_lab.worlds.bandit import random_bandit
-from rlhf_lab.worlds.comparisons import draw_pairs, labelled_pairs
 from rlhf_lab.worlds.weighting import arm_weights, cosine, loss_gradient, pair_weights
 
 BETA = 0.1
@@ -108,7 +109,7 @@ itself = Prediction("The pairs ARE on-policy (left end). Whose gradient points i
 itself
 
 # %%
-from rlhf_lab.studies.wpo_weights import COLOURS, DRIFTS, directions
+from rlhf_lab.studies.exact.wpo_weights import COLOURS, DRIFTS, directions
 
 
 def compute_directions():
@@ -207,8 +208,8 @@ even.reveal(min(spreads, key=spreads.get), told + ".")
 # unlikely.
 
 # %%
+from rlhf_lab.bradley_terry.comparisons import counted_loss
 from rlhf_lab.objective import Objective
-from rlhf_lab.worlds.comparisons import counted_loss
 
 leaf = logits.clone().requires_grad_()
 now = torch.log_softmax(leaf, -1)
@@ -274,7 +275,7 @@ told = "; ".join(
 show(draw_training(traces), alt=f"True value, KL and mean weight along gradient steps. True value: {told}.")
 
 # %%
-from rlhf_lab.studies.statistics import difference_interval, number, sign
+from rlhf_lab.common.intervals import difference_interval, number, sign
 
 best = {name: trace.value[int(values[name].argmax())] for name, trace in traces.items()}
 at_best = difference_interval(best["wpo"], best["dpo"])

@@ -37,15 +37,16 @@
 import matplotlib.pyplot as plt
 import torch
 
-from rlhf_lab.course.plots import GREY, OKABE_ITO, label_ends, method_colour, show, style
+from rlhf_lab.common.intervals import difference_interval, mean_interval, number
+from rlhf_lab.common.plots import GREY, OKABE_ITO, label_ends, method_colour, style
+from rlhf_lab.course.figures import show
 from rlhf_lab.course.predict import Prediction
 from rlhf_lab.course.tables import show_table
 from rlhf_lab.objective import Objective
-from rlhf_lab.studies.statistics import difference_interval, mean_interval, number
 from rlhf_lab.worlds import exact
-from rlhf_lab.worlds.tree import along, path_sums, random_tree, sequences
-from rlhf_lab.worlds.tree_dpo import exact_wins, fit, wins_loss
-from rlhf_lab.worlds.tree_values import implicit_rewards, rewards_from_q, shaped, soft_values, terminal_only
+from rlhf_lab.worlds.trees.dpo import exact_wins, fit, wins_loss
+from rlhf_lab.worlds.trees.tree import along, path_sums, random_tree, sequences
+from rlhf_lab.worlds.trees.values import implicit_rewards, rewards_from_q, shaped, soft_values, terminal_only
 
 BETA = 0.5
 
@@ -153,8 +154,8 @@ limit.reveal(min(errors, key=errors.get), f"Largest distances: {told}.")
 # see no comparison at all: *later is worse*, and *unlikely is worse*.
 
 # %%
-from rlhf_lab.studies.token_credit import Judge, baselines, dpo_credit, planted_tree
-from rlhf_lab.worlds.tree_credit import shared_evenly, token_scores
+from rlhf_lab.studies.exact.token_credit import Judge, baselines, dpo_credit, planted_tree
+from rlhf_lab.worlds.trees.credit import shared_evenly, token_scores
 
 planted, bad = planted_tree(16, (0.10, 0.15, 0.20, 0.25))
 planted_optimum = soft_values(planted.rewards, planted.ref_logps, BETA)
@@ -240,7 +241,7 @@ wider = Prediction(
 wider
 
 # %%
-from rlhf_lab.studies.beam_width import MEASURES, one_kind
+from rlhf_lab.studies.exact.beam_width import MEASURES, one_kind
 
 WIDTHS = [1, 2, 4, 8, 64]
 
@@ -317,7 +318,7 @@ wider.reveal(
 # responses, that is exactly the base model's own optimum. Token by token, each state is normalised, and something is lost.
 
 # %%
-from rlhf_lab.worlds.tree_decoding import proxy_sequences, proxy_tuned
+from rlhf_lab.worlds.trees.decoding import proxy_sequences, proxy_tuned
 
 base = random_tree(16, 3, 3, seed=8).ref_logps
 tuned = {

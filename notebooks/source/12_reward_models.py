@@ -48,7 +48,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.utils import logging
 
-from rlhf_lab.course.plots import GREY, OKABE_ITO, label_ends, show, style
+from rlhf_lab.common.plots import GREY, OKABE_ITO, label_ends, style
+from rlhf_lab.course.figures import show
 from rlhf_lab.course.predict import Prediction
 from rlhf_lab.course.tables import show_table
 
@@ -66,10 +67,10 @@ folder = Path(scratch.name)
 # and there it is the gold score itself that says who is right.
 
 # %%
+from rlhf_lab.data.docstrings import docstring_pairs
 from rlhf_lab.summarization.candidates import choose_documents, prompt_ids, sample_candidates
 from rlhf_lab.summarization.pairs import make_pairs, pair_examples
 from rlhf_lab.summarize import load_model
-from rlhf_lab.text.docstrings import docstring_pairs
 
 sft, tokenizer, sft_path = load_model(None)
 corpus = docstring_pairs(progress=False)
@@ -101,8 +102,8 @@ show_table(["description", "chosen", "rejected"], rows)
 # for all its responses.
 
 # %%
+from rlhf_lab.engine.batches import collate
 from rlhf_lab.judges.reward_model import reward_loss, reward_model, reward_scores
-from rlhf_lab.text.batches import collate
 
 untrained = reward_model(sft, seed=SEED).eval()
 batch = collate(examples[:4], untrained.device)
@@ -138,8 +139,8 @@ print(f"read at EOS: {right:.3f}; read at the token before, because EOS was take
 # being misread.
 
 # %%
+from rlhf_lab.engine.precision import bf16_speed
 from rlhf_lab.judges.reward_model import train_reward
-from rlhf_lab.training.precision import bf16_speed
 from rlhf_lab.training.settings import TrainingSettings
 
 
@@ -183,8 +184,8 @@ slots = Prediction(
 slots
 
 # %%
+from rlhf_lab.engine.logps import last_logits
 from rlhf_lab.judges.pairwise import pairwise_examples, slot_row, slots_of, train_pairwise, win_probabilities
-from rlhf_lab.text.logps import last_logits
 
 shown = pairwise_examples(examples[:1], tokenizer, max_length=512, seed=SEED)[0]
 print(tokenizer.decode(shown.prompt), "->", tokenizer.decode(shown.responses[0]))
@@ -203,7 +204,7 @@ print(f"{pairwise.steps} steps, {pairwise.seconds:.0f} s; log 2 = {np.log(2):.3f
 # 4. **When is it wrong?** On close calls, or on plain ones?
 
 # %%
-from rlhf_lab.text.batches import Example
+from rlhf_lab.data.examples import Example
 
 comparisons = []  # (document, sample i, sample j): gold prefers i
 for d, row in enumerate(unseen):

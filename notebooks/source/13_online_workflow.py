@@ -49,7 +49,8 @@ import torch
 import torch.nn.functional as F
 from transformers.utils import logging
 
-from rlhf_lab.course.plots import label_ends, method_colour, show, style
+from rlhf_lab.common.plots import label_ends, method_colour, style
+from rlhf_lab.course.figures import show
 from rlhf_lab.course.predict import Prediction
 from rlhf_lab.course.tables import show_table
 
@@ -67,9 +68,9 @@ ROUNDS, PROMPTS, HELD_OUT, SEED = 2, 80, 60, 0
 # $\pi_{\mathrm{ref}} = \pi_0$. The gold judge, ROUGE-L F1 against the human summary, stands in for people.
 
 # %%
+from rlhf_lab.data.docstrings import docstring_pairs
 from rlhf_lab.online.loop import train_online
 from rlhf_lab.online.settings import online_preset
-from rlhf_lab.text.docstrings import docstring_pairs
 
 corpus = [pair for pair in docstring_pairs(progress=False) if len(pair.description.split()) < 45]  # short ones
 
@@ -292,7 +293,7 @@ show_table(["run", "sampled: gain over SFT", "greedy: gain", "wins", "KL", "toke
 # one the difference is taken prompt by prompt, and resampled.
 
 # %%
-from rlhf_lab.summarization.bootstrap import bootstrap_mean
+from rlhf_lab.common.bootstrap import bootstrap_mean
 
 
 def rewards(where: str, iteration: int, content: str) -> np.ndarray:

@@ -47,7 +47,8 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from rlhf_lab.course.plots import OKABE_ITO, label_ends, show, style
+from rlhf_lab.common.plots import OKABE_ITO, label_ends, style
+from rlhf_lab.course.figures import show
 from rlhf_lab.course.predict import Prediction
 from rlhf_lab.course.tables import show_table
 
@@ -63,11 +64,11 @@ BETAS = {0.03: OKABE_ITO["orange"], 0.1: OKABE_ITO["blue"], 0.5: OKABE_ITO["gree
 # for a person who compares, and DPO learns from the comparisons, here with three values of $\beta$.
 
 # %%
+from rlhf_lab.data.docstrings import docstring_pairs
 from rlhf_lab.objective import preset
 from rlhf_lab.summarization.candidates import choose_documents, prompt_ids, prompt_text, sample_candidates
 from rlhf_lab.summarization.pairs import make_pairs, pair_examples
 from rlhf_lab.summarize import load_model
-from rlhf_lab.text.docstrings import docstring_pairs
 
 sft, tokenizer, sft_path = load_model(None)
 corpus = docstring_pairs(progress=False)
@@ -78,7 +79,7 @@ examples = pair_examples(pairs, [prompt_ids(tokenizer, document.description) for
 print(f"{counts.pairs} comparisons, {counts.ties} ties dropped, {counts.flipped} labels against the reward")
 
 # %%
-from rlhf_lab.training.precision import bf16_speed
+from rlhf_lab.engine.precision import bf16_speed
 from rlhf_lab.training.preference import train_preference
 from rlhf_lab.training.settings import TrainingSettings
 
@@ -113,8 +114,8 @@ show_table(columns, [(beta, r.steps, *(r.metrics[name] for name in names)) for b
 # every token with its neighbour's credit, and still gets a convincing picture. Six lines, checked against the library.
 
 # %%
-from rlhf_lab.text.credit import credit
-from rlhf_lab.text.encoding import encode_response
+from rlhf_lab.credit.tokens import credit
+from rlhf_lab.data.encoding import encode_response
 
 BETA = 0.1
 policy = policies[BETA]
@@ -136,9 +137,9 @@ torch.testing.assert_close(by_hand, values, rtol=1e-3, atol=1e-4)
 # %%
 from IPython.display import HTML
 
+from rlhf_lab.credit.view import credit_figure, credit_html, token_texts
+from rlhf_lab.data.examples import Example
 from rlhf_lab.summarization.evaluation import response_log_ratios
-from rlhf_lab.text.batches import Example
-from rlhf_lab.text.credit_view import credit_figure, credit_html, token_texts
 
 ((log_ratio,),) = response_log_ratios(policy, sft, [Example(tuple(prompt), (tuple(response),))])
 torch.testing.assert_close(float(values.sum()), BETA * log_ratio, rtol=1e-3, atol=1e-3)
@@ -175,7 +176,7 @@ show(credit_figure(colours), alt=f"Tokens of two summaries coloured by credit. {
 # - **position**: errors come first. **random**: any token.
 
 # %%
-from rlhf_lab.text.credit import error_mask, locate_errors, location_auc, planted_errors
+from rlhf_lab.credit.tokens import error_mask, locate_errors, location_auc, planted_errors
 
 test_documents = choose_documents(corpus, "test", PLANTED, SEED, tokenizer, LONGEST)
 errors = planted_errors([(d.description, d.summary) for d in test_documents], seed=SEED)
@@ -273,7 +274,7 @@ caption = f"Planted: {planted[number]!r} in place of {errors[number].removed!r}"
 HTML(credit_html(texts, credit(policy, sft, prompt, ids, BETA), caption=caption))
 
 # %%
-from rlhf_lab.text.generate import token_logps
+from rlhf_lab.engine.generate import token_logps
 
 (logps,) = token_logps(sft, [prompt], [ids])
 HTML(credit_html(texts, np.array(logps) - np.mean(logps), caption=f"The same by surprise. {caption}"))
@@ -292,7 +293,7 @@ wider = Prediction("From a beam of 1 to a beam of 10, what happens to the reward
 wider
 
 # %%
-from rlhf_lab.text.credit import beam_table
+from rlhf_lab.credit.tokens import beam_table
 
 searched = [(prompt_text(d.description), d.summary) for d in test_documents[:SEARCHED]]
 table = beam_table(policies, sft, tokenizer, searched, widths=(1, 2, 5, 10))

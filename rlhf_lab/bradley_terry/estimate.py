@@ -16,8 +16,6 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from rlhf_lab.worlds.bandit import check_distribution
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -72,6 +70,14 @@ def in_gauge(rewards: Tensor, covariance: Tensor, pi_cal: Tensor) -> tuple[Tenso
     """(G r, G cov G^T) with G = I - 1 pi_cal^T; covariance may be of any gauge, G forgets which, since G 1 = 0."""
     gauge = torch.eye(len(pi_cal), dtype=rewards.dtype) - pi_cal.to(rewards.dtype)
     return rewards @ gauge.T, gauge @ covariance @ gauge.T
+
+
+def check_distribution(name: str, probabilities: Tensor, size: int) -> None:
+    """Raises ValueError unless `probabilities` is [size], not negative, and sums to one."""
+    if probabilities.shape != (size,):
+        raise ValueError(f"{name} of shape {tuple(probabilities.shape)}: ({size},) is needed")
+    if not (bool((probabilities >= 0).all()) and abs(float(probabilities.sum()) - 1) <= 1e-8):  # also refuses nan
+        raise ValueError(f"{name}={probabilities.tolist()}: must not be negative and must sum to 1")
 
 
 def checked_pi_cal(pi_cal: Tensor | None, items: int) -> Tensor:

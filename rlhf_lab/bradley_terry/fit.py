@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rlhf_lab.bradley_terry.comparisons import nll_gradient, nll_hessian
 from rlhf_lab.bradley_terry.connectivity import check_connected
 from rlhf_lab.bradley_terry.estimate import Estimate, checked_pi_cal, checked_ridge, in_gauge, pinned
 from rlhf_lab.bradley_terry.model import checked_wins, log_likelihood, win_matrix
 from rlhf_lab.bradley_terry.newton import minimise
-from rlhf_lab.worlds.comparisons import nll_gradient, nll_hessian
 
 
 def fit_rewards(

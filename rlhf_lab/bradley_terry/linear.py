@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlhf_lab.bradley_terry.comparisons import nll_gradient, nll_hessian
 from rlhf_lab.bradley_terry.estimate import Estimate, checked_pi_cal, checked_ridge, in_gauge
 from rlhf_lab.bradley_terry.model import checked_wins, log_likelihood
 from rlhf_lab.bradley_terry.newton import minimise
-from rlhf_lab.worlds.comparisons import nll_gradient, nll_hessian
 
 
 @dataclass(frozen=True)

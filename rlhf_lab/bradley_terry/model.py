@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from rlhf_lab.worlds.comparisons import count_wins, nll
+from rlhf_lab.bradley_terry.comparisons import count_wins, nll
 
 
 def preference_probability(reward_a: Tensor, reward_b: Tensor, temperature: float = 1.0) -> Tensor:

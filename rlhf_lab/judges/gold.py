@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from rlhf_lab.text.rewards import rouge_l
+from rlhf_lab.judges.rouge import rouge_l
 
 # judge(prompts, n responses to each, one reference per prompt or None) -> n scores per prompt; higher is better.
 Judge = Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[str] | None], list[list[float]]]

@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf_lab.data.encoding import Ids, bos_id, response_ids
+from rlhf_lab.data.examples import Example
+from rlhf_lab.data.tokens import keep_last
+from rlhf_lab.engine.batches import Batch
+from rlhf_lab.engine.logps import last_logits
+from rlhf_lab.engine.models import check_responses, choose_max_length, load_model
 from rlhf_lab.judges.gold import Judge
 from rlhf_lab.judges.rows import TOKENS_PER_BATCH, Row, encode_responses, values_of_rows
-from rlhf_lab.text.batches import Batch, Example
-from rlhf_lab.text.encoding import Ids, bos_id, response_ids
-from rlhf_lab.text.logps import last_logits
-from rlhf_lab.text.tokens import keep_last
-from rlhf_lab.training.command import choose_max_length
 from rlhf_lab.training.loop import TrainingResult
-from rlhf_lab.training.models import check_responses, load_model
 from rlhf_lab.training.settings import TrainingSettings
 from rlhf_lab.training.sft import train_sft
 

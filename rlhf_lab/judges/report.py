@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf_lab.summarization.bootstrap import Interval, bootstrap_mean
+from rlhf_lab.common.bootstrap import Interval, bootstrap_mean
 
 RESAMPLES = 4000
 # Finer where most judges are: not at all sure.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlhf_lab.course.plots import GREY, OKABE_ITO, label_ends, style
+from rlhf_lab.common.plots import GREY, OKABE_ITO, label_ends, style
 
 PROXY, GOLD = OKABE_ITO["blue"], OKABE_ITO["vermillion"]
 

@@ -23,14 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
+from rlhf_lab.data.examples import Example
+from rlhf_lab.engine.batches import Batch
+from rlhf_lab.engine.hidden import last_hidden
+from rlhf_lab.engine.models import check_responses, choose_max_length, disable_dropout, load_model
 from rlhf_lab.judges.gold import Judge
 from rlhf_lab.judges.rows import TOKENS_PER_BATCH, cut_row, encode_responses, values_of_rows
-from rlhf_lab.text.batches import Batch, Example
-from rlhf_lab.text.hidden import last_hidden
-from rlhf_lab.training.command import choose_max_length
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint, tensor_fingerprint
 from rlhf_lab.training.loop import Losses, LossFunction, TrainingResult, train
-from rlhf_lab.training.models import check_responses, disable_dropout, load_model
 from rlhf_lab.training.settings import TrainingSettings
 
 
@@ -102,7 +102,7 @@ def reward_judge(
 ) -> Judge:
     """The judge that scores each response by a trained reward model: r(x, y), comparable within a prompt only.
 
-    max_length: tokens of prompt plus response, cut by the rule of `text.tokens`; default: 1024, or the context if
+    max_length: tokens of prompt plus response, cut by the rule of `data.tokens`; default: 1024, or the context if
     shorter. A response gets the same score whatever else is asked. Raises ValueError if `model` is no reward model.
     """
     scalar_head(model)

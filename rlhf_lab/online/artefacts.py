@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from safetensors import SafetensorError
 
-from rlhf_lab.summarization.artefacts import key_of
+from rlhf_lab.common.files import key_of
 from rlhf_lab.training.checkpoints import TEMPORARY, flush
 
 MANIFEST, TABLE = "manifest.json", "data.parquet"

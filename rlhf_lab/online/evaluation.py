@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from rlhf_lab.common.bootstrap import bootstrap_mean
+from rlhf_lab.data.examples import Example
+from rlhf_lab.engine.generate import sample
 from rlhf_lab.online.artefacts import Artefact, read_table, stage, write_table
 from rlhf_lab.online.judging import GOLD, wins_against
 from rlhf_lab.online.prompts import Row
 from rlhf_lab.online.stages import IDS, Loop, by_prompt, judge_texts
-from rlhf_lab.summarization.bootstrap import bootstrap_mean
 from rlhf_lab.summarization.candidates import summary_text
 from rlhf_lab.summarization.evaluation import win_rate
-from rlhf_lab.text.batches import Example
-from rlhf_lab.text.generate import sample
 from rlhf_lab.training.reference import reference_logps
 
 TABLE = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlhf_lab.course.plots import OKABE_ITO, label_ends, style
+from rlhf_lab.common.plots import OKABE_ITO, label_ends, style
 
 JUDGES = {"gold": "gold", "score": "proxy"}
 COLOURS = {"gold": OKABE_ITO["blue"], "score": OKABE_ITO["orange"]}

@@ -7,15 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from rlhf_lab.engine.models import load_model, load_tokenizer
+from rlhf_lab.engine.precision import pick_device
 from rlhf_lab.judges.gold import Judge, gold_judge
 from rlhf_lab.judges.pairwise import pairwise_judge
 from rlhf_lab.judges.reward_model import reward_judge, reward_model
-from rlhf_lab.judges.server_judge import server_judge
+from rlhf_lab.judges.served import server_judge
 from rlhf_lab.online.artefacts import model_artefact
 from rlhf_lab.online.settings import OnlineSettings, OnlineTraining
-from rlhf_lab.training.command import load_tokenizer
-from rlhf_lab.training.models import load_model
-from rlhf_lab.training.precision import pick_device
 
 
 class NamedJudge(NamedTuple):

@@ -11,7 +11,10 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from rlhf_lab.assets import small_model_path
+from rlhf_lab.common.assets import small_model_path
+from rlhf_lab.common.files import check_writable
+from rlhf_lab.data.docstrings import DocstringPair
+from rlhf_lab.engine.models import load_tokenizer
 from rlhf_lab.judges.gold import Judge
 from rlhf_lab.objective import Objective
 from rlhf_lab.online.artefacts import Artefact, clear_unfinished, model_artefact, naming
@@ -30,9 +33,6 @@ from rlhf_lab.online.stages import (
     prompts_stage,
     scores_stage,
 )
-from rlhf_lab.summarization.artefacts import check_writable
-from rlhf_lab.text.docstrings import DocstringPair
-from rlhf_lab.training.command import load_tokenizer
 
 
 def train_online(

@@ -8,10 +8,10 @@ from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
+from rlhf_lab.data.examples import Example
 from rlhf_lab.objective import Objective
 from rlhf_lab.online.artefacts import Artefact, read_table, stage
 from rlhf_lab.online.stages import Loop
-from rlhf_lab.text.batches import Example
 from rlhf_lab.training.checkpoints import TEMPORARY, remove_unfinished
 from rlhf_lab.training.metrics import METRICS_FILE
 from rlhf_lab.training.preference import train_preference

@@ -4,11 +4,11 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from rlhf_lab.data.docstrings import DocstringPair, docstring_pairs
+from rlhf_lab.data.encoding import TokenError, encode_prompt
+from rlhf_lab.data.sources import read_table
 from rlhf_lab.online.settings import OnlineSettings
 from rlhf_lab.summarization.candidates import choose_documents, prompt_ids, prompt_text
-from rlhf_lab.text.docstrings import DocstringPair, docstring_pairs
-from rlhf_lab.text.encoding import TokenError, encode_prompt
-from rlhf_lab.text.sources import read_table
 
 # {"prompt": text, "ids": token ids, "reference": text or None}
 Row = dict[str, Any]

@@ -7,12 +7,12 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+from rlhf_lab.common.files import write_atomically
 from rlhf_lab.online.artefacts import Artefact, read_table
 from rlhf_lab.online.evaluation import iterate_statistics
 from rlhf_lab.online.figure import save_figure
 from rlhf_lab.online.report import markdown
 from rlhf_lab.online.stages import Loop
-from rlhf_lab.summarization.artefacts import write_atomically
 
 Stages = dict[str, Artefact]  # an iteration's finished stages by name; of iteration 0 prompts, pi_0 and evaluation
 STATUSES = {"pairs": "pair", "ties": "tie", "identical": "identical"}

@@ -11,10 +11,10 @@ Only a server that answers to every name would not be caught.
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlhf_lab.engine.serving.connection import ServerError
+from rlhf_lab.engine.serving.sampling import Responses, plain_sampling, server_sample
 from rlhf_lab.online.artefacts import Artefact
 from rlhf_lab.online.settings import OnlineSettings
-from rlhf_lab.text.connection import ServerError
-from rlhf_lab.text.server import Responses, plain_sampling, server_sample
 from rlhf_lab.training.checkpoints import TEMPORARY
 
 WORK = ".drawn-"
@@ -31,7 +31,7 @@ def served_draws(
     seed: int,
     progress: str | None,
 ) -> list[list[list[int]]]:
-    """One response at each of `temperatures` to each prompt (ids), as `text.generate.sample` gives them.
+    """One response at each of `temperatures` to each prompt (ids), as `engine.generate.sample` gives them.
 
     done: what an earlier call had received; it receives what arrives now. Raises ServerError that says how many
     responses are kept and what to start, ValueError for a prompt that text cannot carry.

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, get_args
 
-from rlhf_lab.arguments import pick
+from rlhf_lab.common.arguments import pick
+from rlhf_lab.engine.serving.connection import base_url
 from rlhf_lab.objective import Objective, preset
-from rlhf_lab.text.connection import base_url
 from rlhf_lab.training.settings import TrainingSettings
 
 PairChoice = Literal["best/worst", "best/random", "current/reference", "current/previous"]
@@ -40,7 +40,7 @@ class OnlineSettings:
     It serves each policy under the name of its folder (`online.served`). Evaluation is local always: it needs
     log-probs, and draws that repeat.
     judge: "gold" (ROUGE-L F1 against the reference text), the folder of a reward or pairwise preference model, or
-    "server": a pairwise model that a completions server at judge_url serves as judge_model (`judges.server_judge`).
+    "server": a pairwise model that a completions server at judge_url serves as judge_model (`judges.served`).
     judge_answer: of the served judge, "logprobs" of A and B, or the "letter" that it writes, a probability of 0 or 1.
     concurrency: requests to a server at a time. Neither it nor an address decides a result: a server may move.
     labels: "argmax", the higher score wins; "bradley-terry", a draw with P = sigma(difference / label_temperature).

@@ -14,6 +14,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from rlhf_lab.common.files import key_of
+from rlhf_lab.engine.generate import sample
+from rlhf_lab.engine.models import load_model
+from rlhf_lab.engine.precision import pick_device
+from rlhf_lab.engine.serving.connection import kept
+from rlhf_lab.engine.serving.sampling import Responses
 from rlhf_lab.objective import Objective
 from rlhf_lab.online.artefacts import Artefact, read_table, stage, write_table
 from rlhf_lab.online.judging import GOLD, NamedJudge, scores
@@ -21,13 +27,7 @@ from rlhf_lab.online.pairing import Comparison, Scored, compare, identical_share
 from rlhf_lab.online.prompts import Row
 from rlhf_lab.online.served import kept_draws, served_draws
 from rlhf_lab.online.settings import OnlineSettings, OnlineTraining
-from rlhf_lab.summarization.artefacts import key_of
 from rlhf_lab.summarization.candidates import summary_text
-from rlhf_lab.text.connection import kept
-from rlhf_lab.text.generate import sample
-from rlhf_lab.text.server import Responses
-from rlhf_lab.training.models import load_model
-from rlhf_lab.training.precision import pick_device
 
 IDS = pa.list_(pa.int32())
 SIDE = {"tokens": IDS, "text": pa.string(), "score": pa.float64(), "penalised": pa.float64()}

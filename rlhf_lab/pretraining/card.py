@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlhf_lab.data.docstrings import DocstringPair
 from rlhf_lab.pretraining.mixture import LATE_SHARES, SHARES
 from rlhf_lab.pretraining.recipe import Data, summary_examples
 from rlhf_lab.summarization.candidates import sample_candidates
 from rlhf_lab.summarization.evaluation import lead_words, summary_statistics
-from rlhf_lab.text.docstrings import DocstringPair
 from rlhf_lab.training.reference import reference_logps
 
 SAMPLES = 4

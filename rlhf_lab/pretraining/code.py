@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
-from rlhf_lab.text.docstrings import source_files
+from rlhf_lab.data.docstrings import source_files
 
 MAX_CHARACTERS = 480
 
@@ -21,7 +21,7 @@ class Documented(NamedTuple):
 
 
 def harvest_code(*, progress: bool = True) -> list[Documented]:
-    """Every documented function and class of the packages that `rlhf_lab.text.docstrings.harvest` reads."""
+    """Every documented function and class of the packages that `rlhf_lab.data.docstrings.harvest` reads."""
     files = [path for _, path in source_files()]
     found: list[Documented] = []
     with ProcessPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:

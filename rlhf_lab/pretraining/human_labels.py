@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-from rlhf_lab.judges.judge_command import JudgeSettings
+from rlhf_lab.judges.cross_validation import JudgeSettings
 from rlhf_lab.pretraining.card import card
 
 NUMBERS = ("accuracy", "always_longer", "gain_over_longer")

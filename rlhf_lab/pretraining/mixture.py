@@ -24,9 +24,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from rlhf_lab.data.docstrings import Docstring, DocstringPair, held_out_runs, word_runs
+from rlhf_lab.data.prose import first_sentences, is_prose, paragraphs, plain, sentences
 from rlhf_lab.pretraining.code import Documented
-from rlhf_lab.text.docstrings import Docstring, DocstringPair, held_out_runs, word_runs
-from rlhf_lab.text.prose import first_sentences, is_prose, paragraphs, plain, sentences
 
 # Shares of tokens; they sum to one. First English, names and copying, then, as the learning rate falls, the task.
 SHARES = {"text": 0.26, "code": 0.36, "wide": 0.22, "clean": 0.04, "gap": 0.04, "extract": 0.04, "repeat": 0.04}

@@ -18,15 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from rlhf_lab.data.docstrings import DocstringPair, clean_pairs, harvest
+from rlhf_lab.data.examples import Example
+from rlhf_lab.engine.batches import Batch
+from rlhf_lab.engine.precision import bf16_speed, pick_device
 from rlhf_lab.pretraining.code import harvest_code
 from rlhf_lab.pretraining.mixture import LATE_SHARES, SHARES, Task, tasks
 from rlhf_lab.pretraining.packing import Rows, encode, pack
 from rlhf_lab.pretraining.tokenizer import for_transformers, train_tokenizer
-from rlhf_lab.text.batches import Batch, Example
-from rlhf_lab.text.docstrings import DocstringPair, clean_pairs, harvest
 from rlhf_lab.training.fingerprints import model_fingerprint
 from rlhf_lab.training.loop import Losses, LossFunction, TrainingResult, train
-from rlhf_lab.training.precision import bf16_speed, pick_device
 from rlhf_lab.training.settings import TrainingSettings
 from rlhf_lab.training.sft import train_sft
 

@@ -4,10 +4,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlhf_lab.text.docstrings import DocstringPair
-from rlhf_lab.text.encoding import encode_prompt, special_tokens
-from rlhf_lab.text.generate import sample
-from rlhf_lab.text.rewards import rouge_l
+from rlhf_lab.data.docstrings import DocstringPair
+from rlhf_lab.data.encoding import encode_prompt, special_tokens
+from rlhf_lab.engine.generate import sample
+from rlhf_lab.judges.rouge import rouge_l
 
 TLDR_TOKEN = "<tldr>"
 
@@ -70,7 +70,7 @@ def sample_candidates(
     greedy: bool = False,
     progress: str | None = None,
 ) -> list[list[Candidate]]:
-    """n scored summaries of each document, drawn from the model (or its greedy one): see `text.generate.complete`."""
+    """n scored summaries of each document, drawn from the model (or its greedy one): see `engine.generate.complete`."""
     responses = sample(
         model,
         [prompt_ids(tokenizer, document.description) for document in documents],

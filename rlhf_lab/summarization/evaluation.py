@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf_lab.summarization.bootstrap import bootstrap_mean
+from rlhf_lab.common.bootstrap import bootstrap_mean
+from rlhf_lab.data.docstrings import DocstringPair
+from rlhf_lab.data.examples import Example
+from rlhf_lab.judges.rouge import ROUGE_TYPES, rouge
 from rlhf_lab.summarization.candidates import Candidate, prompt_ids, sample_candidates
-from rlhf_lab.text.batches import Example
-from rlhf_lab.text.docstrings import DocstringPair
-from rlhf_lab.text.rewards import ROUGE_TYPES, rouge
 from rlhf_lab.training.reference import reference_logps
 
 LEAD_WORDS = 12

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from rlhf_lab.course.plots import METHOD_LABELS, interval_bars, method_colour, style
+from rlhf_lab.common.plots import METHOD_LABELS, interval_bars, method_colour, style
 
 
 def draw_figure(results: dict) -> Figure:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 
 from rlhf_lab.bradley_terry import preference_probability, sample_preferences
+from rlhf_lab.data.examples import Example
 from rlhf_lab.summarization.candidates import Candidate
-from rlhf_lab.text.batches import Example
 
 
 class Pair(NamedTuple):

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 
-from rlhf_lab.course.plots import METHOD_LABELS
+from rlhf_lab.common.plots import METHOD_LABELS
 
 LABEL_WIDTH = 19
 HEADER = ("", "reward", "95%", "vs SFT", "95%", "wins", "KL", "tokens", "R-1", "R-2", "R-L")

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from rlhf_lab.summarization.artefacts import Clock, write_atomically
+from rlhf_lab.common.files import Clock, write_atomically
+from rlhf_lab.data.docstrings import DocstringPair
+from rlhf_lab.engine.precision import bf16_speed
 from rlhf_lab.summarization.evaluation import Evaluation, lead_words, policy_statistics
 from rlhf_lab.summarization.figure import save_figure
 from rlhf_lab.summarization.pairs import PairCounts
 from rlhf_lab.summarization.report import markdown
 from rlhf_lab.summarization.settings import SummarizeSettings
-from rlhf_lab.text.docstrings import DocstringPair
-from rlhf_lab.training.precision import bf16_speed
 
 SAMPLES_SHOWN = 3
 

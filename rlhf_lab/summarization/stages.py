@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf_lab.summarization.artefacts import Clock, key_of, write_atomically
+from rlhf_lab.common.files import Clock, key_of, write_atomically
+from rlhf_lab.data.docstrings import DocstringPair
+from rlhf_lab.data.examples import Example
+from rlhf_lab.engine.precision import bf16_speed
 from rlhf_lab.summarization.candidates import Candidate, prompt_ids, prompt_text, sample_candidates
 from rlhf_lab.summarization.evaluation import Evaluation, evaluate_policy
 from rlhf_lab.summarization.pairs import PairCounts, make_pairs, pair_examples
 from rlhf_lab.summarization.settings import SummarizeSettings
-from rlhf_lab.text.batches import Example
-from rlhf_lab.text.docstrings import DocstringPair
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint
-from rlhf_lab.training.precision import bf16_speed
 from rlhf_lab.training.preference import train_preference
 from rlhf_lab.training.settings import TrainingSettings
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from rlhf_lab.text.batches import Example
+from rlhf_lab.data.examples import Example
 
 # Parts of a config that say where a model came from, not what it computes.
 _NOT_THE_FUNCTION = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}

@@ -18,14 +18,15 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from rlhf_lab.text.batches import Batch, Example, collate, token_budget_batches
+from rlhf_lab.data.examples import Example
+from rlhf_lab.engine.batches import Batch, collate, token_budget_batches
+from rlhf_lab.engine.models import eval_mode, set_gradient_checkpointing
+from rlhf_lab.engine.precision import autocast, check_master_weights, pick_device
 from rlhf_lab.training import checkpoints, schedule
 from rlhf_lab.training.checkpoints import Progress
 from rlhf_lab.training.health import StepRecord, check_finite, warn_if_margin_stays_zero
 from rlhf_lab.training.metrics import Averages, MetricsLog, read_metrics
-from rlhf_lab.training.models import eval_mode, set_gradient_checkpointing
 from rlhf_lab.training.optim import make_optimizers, scale_and_clip
-from rlhf_lab.training.precision import autocast, check_master_weights, pick_device
 from rlhf_lab.training.settings import TrainingSettings
 
 

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf_lab.data.examples import Example
+from rlhf_lab.engine.batches import Batch, collate
+from rlhf_lab.engine.logps import ResponseLogps, response_logps
+from rlhf_lab.engine.models import check_responses, disable_dropout, eval_mode, load_model
+from rlhf_lab.engine.precision import autocast, check_master_weights, pick_device
 from rlhf_lab.objective import Objective, preference_loss, wpo_weights
-from rlhf_lab.text.batches import Batch, Example, collate
-from rlhf_lab.text.logps import ResponseLogps, response_logps
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint
 from rlhf_lab.training.loop import Losses, LossFunction, TrainingResult, train
-from rlhf_lab.training.models import check_responses, disable_dropout, eval_mode, load_model
-from rlhf_lab.training.precision import autocast, check_master_weights, pick_device
 from rlhf_lab.training.reference import reference_logps
 from rlhf_lab.training.schedule import epoch_steps
 from rlhf_lab.training.settings import TrainingSettings

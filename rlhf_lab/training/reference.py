@@ -16,12 +16,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from rlhf_lab.text.batches import Example, collate, token_budget_batches
-from rlhf_lab.text.logps import response_logps
+from rlhf_lab.data.examples import Example
+from rlhf_lab.engine.batches import collate, token_budget_batches
+from rlhf_lab.engine.logps import response_logps
+from rlhf_lab.engine.models import eval_mode
+from rlhf_lab.engine.precision import autocast
 from rlhf_lab.training.checkpoints import flush
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint
-from rlhf_lab.training.models import eval_mode
-from rlhf_lab.training.precision import autocast
 
 # Part of the cache's key: raise it when the log-prob engine gives other numbers than before.
 ENGINE = "response_logps 1"

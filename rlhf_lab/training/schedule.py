@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
 
-from rlhf_lab.text.batches import Example, token_budget_batches
+from rlhf_lab.data.examples import Example
+from rlhf_lab.engine.batches import token_budget_batches
 from rlhf_lab.training.settings import TrainingSettings
 
 

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rlhf_lab.text.batches import Batch, Example
-from rlhf_lab.text.logps import response_logps
+from rlhf_lab.data.examples import Example
+from rlhf_lab.engine.batches import Batch
+from rlhf_lab.engine.logps import response_logps
+from rlhf_lab.engine.models import check_responses, load_model
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint
 from rlhf_lab.training.loop import Losses, TrainingResult, train
-from rlhf_lab.training.models import check_responses, load_model
 from rlhf_lab.training.settings import TrainingSettings
 
 

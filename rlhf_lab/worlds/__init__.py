@@ -1,0 +1,1 @@
+"""Worlds in which everything is known exactly: bandits, and token trees in `trees`."""

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rlhf_lab.bradley_terry.estimate import check_distribution
+
 Reference = Literal["uniform", "random", "good", "bad", "sharp"]
 REFERENCES = ("uniform", "random", "good", "bad", "sharp")
 
@@ -118,14 +120,6 @@ def check_logps(name: str, logps: Tensor, shape: torch.Size) -> None:
     if not bool(torch.isclose(total, torch.ones_like(total), atol=1e-8).all()):
         worst = float(total.flatten()[(total.flatten() - 1).abs().argmax()])
         raise ValueError(f"{name}: probabilities sum to {worst:.6g}, not to 1; apply log_softmax")
-
-
-def check_distribution(name: str, probabilities: Tensor, size: int) -> None:
-    """Raises ValueError unless `probabilities` is [size], not negative, and sums to one."""
-    if probabilities.shape != (size,):
-        raise ValueError(f"{name} of shape {tuple(probabilities.shape)}: ({size},) is needed")
-    if not (bool((probabilities >= 0).all()) and abs(float(probabilities.sum()) - 1) <= 1e-8):  # also refuses nan
-        raise ValueError(f"{name}={probabilities.tolist()}: must not be negative and must sum to 1")
 
 
 def _draw(arms: int, contexts: int, features: int | None, generator: torch.Generator) -> tuple[Tensor, ...]:

@@ -2,7 +2,7 @@
 
     logits <- logits - learning_rate * d/dlogits mean over comparisons of the loss
 
-Minimisers (`worlds.fit`) say where a loss leads in the end; these paths say what is passed on the way, where
+Minimisers (`worlds.pessimistic`) say where a loss leads in the end; these paths say what is passed on the way, where
 over-optimisation lives. Every seed has its own logits; all move together in float64.
 """
 
@@ -14,10 +14,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from rlhf_lab.bradley_terry.comparisons import counted_loss, draw_pairs, labelled_pairs
 from rlhf_lab.objective import Objective
 from rlhf_lab.worlds import exact
 from rlhf_lab.worlds.bandit import Bandit, check_logps
-from rlhf_lab.worlds.comparisons import counted_loss, draw_pairs, labelled_pairs
 from rlhf_lab.worlds.weighting import arm_weights, pair_weights
 
 # logps and ref_logps [S, X, K] -> loss per comparison [S].

@@ -14,7 +14,7 @@ from torch import Tensor
 from rlhf_lab.objective import Calibration, Weighting
 from rlhf_lab.worlds import exact
 from rlhf_lab.worlds.bandit import Bandit, check_logps
-from rlhf_lab.worlds.fit import fit_offline
+from rlhf_lab.worlds.pessimistic import fit_offline
 
 OfflineMethod = Literal["dpo", "vpo-offline", "rpo", "ipo", "wpo"]
 OFFLINE_METHODS: tuple[str, ...] = get_args(OfflineMethod)

@@ -15,10 +15,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from rlhf_lab.bradley_terry.comparisons import count_wins, draw_arms, draw_wins
 from rlhf_lab.worlds.bandit import Bandit
-from rlhf_lab.worlds.comparisons import count_wins, draw_arms, draw_wins
 from rlhf_lab.worlds.exact import implicit_rewards, kl, optimal_logps, over_contexts, suboptimality
-from rlhf_lab.worlds.explore import fit_optimistic
+from rlhf_lab.worlds.optimistic import fit_optimistic
 
 Pairs = Literal["current/current", "current/reference", "current/previous", "current/enhancer", "uniform"]
 OnlineCalibration = Literal["reference", "previous", "chosen", "rejected"]

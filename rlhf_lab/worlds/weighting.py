@@ -12,8 +12,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from rlhf_lab.bradley_terry.comparisons import counted_loss
 from rlhf_lab.objective import WEIGHTINGS, Objective, Weighting, wpo_weights
-from rlhf_lab.worlds.comparisons import counted_loss
 
 Side = Literal["both", "chosen", "rejected"]
 SIDES = ("both", "chosen", "rejected")

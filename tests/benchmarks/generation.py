@@ -7,7 +7,7 @@ The small model on real prompts (docstrings of this machine), temperature 1, no 
 round, so that what slows the machine for a while slows all; the first round (warm-up) is left out and the median of the
 rest reported. Tokens count up to the first EOS: what a method computes beyond, it computes in vain.
 
-    ours        `text.generate.sample`: a prompt's keys and values shared by its responses, ended rows dropped
+    ours        `engine.generate.sample`: a prompt's keys and values shared by its responses, ended rows dropped
     generate    model.generate(num_return_sequences=n) on the same batches
     continuous  model.generate_batch(..): paged attention, a new response as soon as one ends
 
@@ -29,11 +29,11 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from rlhf_lab.assets import small_model_path
+from rlhf_lab.common.assets import small_model_path
+from rlhf_lab.data.docstrings import docstring_pairs
+from rlhf_lab.engine.decoding import left_pad
+from rlhf_lab.engine.generate import sample
 from rlhf_lab.summarization.candidates import choose_documents, prompt_ids
-from rlhf_lab.text.decoding import left_pad
-from rlhf_lab.text.docstrings import docstring_pairs
-from rlhf_lab.text.generate import sample
 
 METHODS = ("ours", "generate", "continuous")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.worlds.bandit import random_bandit
-from rlhf_lab.worlds.fit import fit_offline
 from rlhf_lab.worlds.offline import count_comparisons, draw_comparisons
+from rlhf_lab.worlds.pessimistic import fit_offline
 
 SEEDS, ARMS = 64, 10
 CASES = [(beta, num, alpha) for beta in (0.1, 0.5) for num in (20, 100, 500) for alpha in (0.3, 3.0)]

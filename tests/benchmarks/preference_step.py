@@ -85,7 +85,7 @@ def random_model(case: Case):
 
 
 def examples_of(case: Case):
-    from rlhf_lab.text.batches import Example
+    from rlhf_lab.data.examples import Example
 
     return [Example(tuple(p), (tuple(c), tuple(r)), i) for i, (p, c, r) in enumerate(random_pairs(case))]
 

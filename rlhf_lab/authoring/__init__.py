@@ -1,0 +1,1 @@
+"""What an author of the course runs: masters, execution, publishing, tables of the README."""

@@ -1,0 +1,87 @@
+"""python -m rlhf_lab.authoring.readme summarize|benchmark|studies FILE..: the README's tables from measured files."""
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rlhf_lab.authoring.masters import between_markers
+from rlhf_lab.common.assets import PACKAGE
+from rlhf_lab.studies.report import STUDIES, paragraph
+from rlhf_lab.summarization.report import HEADER, markdown_table, table_rows
+
+BENCHMARK_COLUMNS = {
+    "shape": "shape",
+    "model": "model",
+    "precision": "precision",
+    "prompt": "prompt, tokens",
+    "ours_pairs_per_s": "ours, pairs/s",
+    "trl_pairs_per_s": "TRL, pairs/s",
+    "speed_ratio": "speed",
+    "memory_ratio": "memory",
+    "limit_share": "share of the limit",
+}
+
+
+def summarize_table(results: Mapping) -> str:
+    """results.json of `rlhf-lab summarize` as Markdown: a table of sampled summaries and one of greedy ones."""
+    tables = [
+        f"{decoding.capitalize()}:\n\n{markdown_table([HEADER, *table_rows(results, decoding)])}"
+        for decoding in ("sampled", "greedy")
+    ]
+    return "\n\n".join(tables)
+
+
+def benchmark_table(rows: Sequence[Mapping]) -> str:
+    """The benchmark's rows as a Markdown table; a number that was not measured stays empty."""
+    cells = [[_cell(name, row.get(name)) for name in BENCHMARK_COLUMNS] for row in rows]
+    return markdown_table([list(BENCHMARK_COLUMNS.values()), *cells])
+
+
+def studies_table(records: Sequence[Mapping]) -> str:
+    """results.json of studies as a Markdown table, in the order of `rlhf-lab study --help`: the question, an answer."""
+    order = list(STUDIES)
+    rows = [["study", "question", "what came out first"]]
+    for record in sorted(records, key=lambda record: order.index(record["study"])):
+        name = record["study"]
+        sentences = importlib.import_module(STUDIES[name]).sentences(record["results"])
+        found = " ".join(paragraph(sentences[:1]).split())
+        rows.append([f"[{name}](docs/studies/{name}/report.md)", record["question"], found])
+    return markdown_table(rows)
+
+
+def _cell(name: str, value: str | float | None) -> str:
+    if value is None or isinstance(value, str) or name == "prompt":
+        return "" if value is None else str(value)
+    return f"{value:.0%}" if name == "limit_share" else f"{value:.2f}" + ("x" if name.endswith("ratio") else "")
+
+
+# Name: (the README's marker, the table of what the files hold); studies take several files.
+TABLES = {
+    "summarize": ("results", lambda files: summarize_table(files[0])),
+    "benchmark": ("benchmark", lambda files: benchmark_table(files[0])),
+    "studies": ("studies", studies_table),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the table of the files between the README's markers."""
+    parser = argparse.ArgumentParser(prog="python -m rlhf_lab.authoring.readme", description=__doc__)
+    parser.add_argument("kind", choices=TABLES)
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="one, or for studies one of each")
+    parser.add_argument("--readme", type=Path, default=PACKAGE.parent / "README.md")
+    options = parser.parse_args(arguments)
+    marker, table = TABLES[options.kind]
+    if options.kind != "studies" and len(options.files) > 1:
+        parser.error(f"{options.kind} takes one file, got {len(options.files)}")
+    inside = table([json.loads(file.read_text(encoding="utf-8")) for file in options.files])
+    text = options.readme.read_text(encoding="utf-8")
+    new = between_markers(text, inside, f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->")
+    options.readme.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""`rlhf-lab train preference`."""
+
+import argparse
+from dataclasses import dataclass
+
+from rlhf_lab.commands.training import DataArguments, load_examples, report
+from rlhf_lab.common.arguments import add_fields, build, pick, read_values
+from rlhf_lab.data.records import load_preferences
+from rlhf_lab.data.tokens import tokenize_preferences
+from rlhf_lab.engine.models import choose_max_length, load_model, load_tokenizer
+from rlhf_lab.objective import PRESETS, Objective, preset
+from rlhf_lab.training.preference import train_preference
+from rlhf_lab.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class PreferenceArguments(DataArguments):
+    """Besides DataArguments: `objective` is a preset, any of whose fields can be changed by its flag.
+
+    reference: the path of pi_ref; default: the model itself, before training. cache_dir: where its log-probs are kept.
+    """
+
+    objective: str = "dpo"
+    reference: str | None = None
+    cache_dir: str | None = None
+
+
+CLASSES = (PreferenceArguments, Objective, TrainingSettings)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A flag for every field of PreferenceArguments, Objective and TrainingSettings."""
+    documented = "\n\n".join(f"{cls.__name__}: {cls.__doc__}" for cls in (DataArguments, *CLASSES))
+    parser.epilog = f"objectives: {', '.join(PRESETS)}\n\n{documented}"
+    add_fields(parser, *CLASSES)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Read, check and tokenise the comparisons, then `train_preference`."""
+    values = read_values(args, *CLASSES)
+    data, settings = build(PreferenceArguments, values), build(TrainingSettings, values)
+    objective = preset(data.objective, **pick(Objective, values))
+    print(f"{objective}\nreference: {data.reference or 'the model itself, as it is before training'}")
+    model, tokenizer = load_model(data.model_name_or_path), load_tokenizer(data.model_name_or_path)
+    max_length = choose_max_length(model, data.max_length)
+    examples, eval_examples = load_examples(data, tokenizer, max_length, load_preferences, tokenize_preferences)
+    options = {"eval_examples": eval_examples, "reference": data.reference, "cache_dir": data.cache_dir}
+    report(train_preference(model, tokenizer, examples, objective, settings, **options))

@@ -1,0 +1,1 @@
+"""Which token earned the reward."""

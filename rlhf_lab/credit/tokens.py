@@ -1,0 +1,215 @@
+"""Which token earned the reward: beta (log pi - log pi_ref) of each token, errors planted to test it, and beam search.
+
+    beta log pi(y_t | x, y_<t) / pi_ref(y_t | x, y_<t) = A*(s_t, y_t)        at the optimum of From r to Q* (2404.12358)
+
+A preference-tuned policy is a reward model of tokens, though nobody ever labelled one. Whether it is a good one is
+measured: an entity or a number of a human summary is exchanged with another document's, and the lowest value should
+lie where the error was planted.
+"""
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf_lab.common.bootstrap import Interval, bootstrap_mean
+from rlhf_lab.data.encoding import encode_prompt, encode_response
+from rlhf_lab.data.examples import Example
+from rlhf_lab.engine.batches import collate
+from rlhf_lab.engine.generate import beam_search, token_logps
+from rlhf_lab.engine.logps import response_logps
+from rlhf_lab.engine.models import eval_mode
+from rlhf_lab.judges.rouge import rouge_l
+
+Kind = Literal["number", "entity", "word"]
+KINDS: tuple[Kind, ...] = ("number", "entity", "word")
+
+WORD = re.compile(r"\w[\w.'-]*\w|\w")
+# Words of four letters and more that carry no content: exchanging them would plant grammar, not errors.
+FUNCTION_WORDS = frozenset(
+    WORD.findall(
+        "about after also among another been before being between both cannot could does during each either from have "
+        "here into itself more most much must only onto other otherwise over same should since some such than that "
+        "their them then there these they this those through under until upon using very well were what when where "
+        "whether which while will with within without would your"
+    )
+)
+
+
+def credit(policy, reference, prompt_ids: Sequence[int], response_ids: Sequence[int], beta: float) -> Tensor:
+    """beta (log pi(y_t | x, y_<t) - log pi_ref(y_t | x, y_<t)): [T], float32, without gradient, on the CPU.
+
+    prompt_ids, response_ids: token ids, EOS included where the response has one. beta: that of the policy's training,
+    > 0. The sum over t is the implicit reward of the response, up to a term of the prompt alone.
+    """
+    if not beta > 0:
+        raise ValueError(f"beta={beta}: must be above 0, the value that the policy was trained with")
+    logps = []
+    for model in (policy, reference):
+        batch = collate([Example(tuple(prompt_ids), (tuple(response_ids),))], model.device)
+        with eval_mode(model), torch.no_grad():
+            logps.append(response_logps(model, batch).token_logps[0, 0].float().cpu())
+    return beta * (logps[0] - logps[1])
+
+
+@dataclass(frozen=True)
+class PlantedError:
+    """A human summary in which one word is another document's; text[start:end] is that word, `removed` was there."""
+
+    document: int
+    text: str
+    start: int
+    end: int
+    removed: str
+    kind: Kind
+
+
+def planted_errors(documents: Sequence[tuple[str, str]], *, seed: int = 0) -> list[PlantedError]:
+    """One error in each summary that admits one: a number or an entity exchanged with another document's.
+
+    documents: (description, summary) pairs. A summary that has neither number nor entity loses a content word (opening
+    words for opening words, so that verbs meet verbs). What is put in occurs nowhere in its new document. A pure
+    function of its arguments. Raises ValueError if there are fewer than two documents.
+    """
+    if len(documents) < 2:
+        raise ValueError(f"errors come from other documents: two or more are needed, got {len(documents)}")
+    found = [_candidates(summary) for _, summary in documents]
+    donors: dict[tuple[Kind, bool], list[str]] = {}
+    for candidates in found:
+        for kind, match in candidates:
+            donors.setdefault((kind, match.start() == 0), []).append(match.group())
+    planted = (_plant(i, *document, found[i], donors, seed) for i, document in enumerate(documents))
+    return [error for error in planted if error is not None]
+
+
+def error_mask(error: PlantedError, tokenizer) -> tuple[list[int], list[bool]]:
+    """The altered summary's ids, EOS last, and for each whether it overlaps the planted word.
+
+    Raises ValueError if the tokenizer cannot say where its tokens lie in the text (no fast tokenizer).
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} gives no offsets: locating errors needs a fast tokenizer")
+    ids = list(encode_response(error.text, tokenizer))
+    options = {"add_special_tokens": False, "split_special_tokens": True}
+    offsets = tokenizer(error.text, return_offsets_mapping=True, **options).offset_mapping
+    return ids, [start < error.end and end > error.start for start, end in offsets] + [False] * (
+        len(ids) - len(offsets)
+    )
+
+
+def location_auc(
+    scores: Sequence[Sequence[float]], masks: Sequence[Sequence[bool]], *, seed: int = 0, resamples: int = 4000
+) -> Interval:
+    """P(score of an error token < score of another token of the same response), ties half: mean over documents.
+
+    scores, masks: one list per document, equally long. 1 = the error always lies lowest, 0.5 = chance. The 95%
+    interval is a bootstrap over documents. Raises ValueError for a document without an error or without other tokens.
+    """
+    values = []
+    for i, (row, mask) in enumerate(zip(scores, masks, strict=True)):
+        row, mask = np.asarray(row, dtype=np.float64), np.asarray(mask, dtype=bool)
+        if row.shape != mask.shape or mask.all() or not mask.any():
+            raise ValueError(f"document {i}: {len(row)} scores, {int(mask.sum())} of {len(mask)} tokens are the error")
+        gaps = row[~mask][:, None] - row[mask][None, :]
+        values.append(float(((gaps > 0) + 0.5 * (gaps == 0)).mean()))
+    return bootstrap_mean(values, seed=seed, resamples=resamples)
+
+
+def locate_errors(
+    policy, reference, tokenizer, prompts: Sequence[str], errors: Sequence[PlantedError], beta: float, *, seed: int = 0
+) -> dict[str, Interval]:
+    """`location_auc` of the credit and of three rules that know no reward; EOS, never an error, is left out.
+
+    prompts: the prompt of each document, `errors` refer to them by number. The rules: `surprise`, log pi_ref lowest
+    at the error; `position`, errors come first (the opposite rule has 1 - AUC); `random`.
+    """
+    usable = [(prompts[error.document], *error_mask(error, tokenizer)) for error in errors]
+    usable = [(prompt, ids, mask) for prompt, ids, mask in usable if not all(mask[:-1])]
+    prompt_ids = [encode_prompt(prompt, tokenizer) for prompt, _, _ in usable]
+    responses, masks = [ids for _, ids, _ in usable], [mask[:-1] for _, _, mask in usable]
+    logps, ref_logps = (
+        [row[:-1] for row in token_logps(model, prompt_ids, responses)] for model in (policy, reference)
+    )
+    generator = np.random.default_rng(seed)
+    rules = {
+        "credit": [beta * (np.array(a) - np.array(b)) for a, b in zip(logps, ref_logps, strict=True)],
+        "surprise": ref_logps,
+        "position": [range(len(mask)) for mask in masks],
+        "random": [generator.random(len(mask)) for mask in masks],
+    }
+    return {name: location_auc(values, masks, seed=seed) for name, values in rules.items()}
+
+
+def beam_table(
+    policies: Mapping[float, object],
+    reference,
+    tokenizer,
+    documents: Sequence[tuple[str, str]],
+    *,
+    widths: Sequence[int] = (1, 2, 5, 10),
+    max_new_tokens: int = 48,
+    length_penalty: float = 0.0,
+    bf16: bool | None = False,
+    seed: int = 0,
+) -> list[dict]:
+    """One row per policy and beam width: what a wider search for likely text does to reward, length and likelihood.
+
+    policies: {beta of its training: policy}. documents: (prompt text, human summary). length_penalty, bf16: as in
+    `beam_search`. Rows: beta, width, reward (ROUGE-L F1, with `low` and `high`), length (tokens, EOS included), logp
+    (log pi(y|x), nats, under the policy), implicit_reward (beta h(y)), ended (share with EOS); means over documents.
+    """
+    prompts = [encode_prompt(prompt, tokenizer) for prompt, _ in documents]
+    rows = []
+    for beta, policy in policies.items():
+        for width in widths:
+            options = {"max_new_tokens": max_new_tokens, "length_penalty": length_penalty, "bf16": bf16}
+            found = beam_search(policy, prompts, width, eos_token_id=tokenizer.eos_token_id, **options)
+            responses, logps = [tokens for tokens, _ in found], np.array([sum(values) for _, values in found])
+            ref_logps = np.array([sum(values) for values in token_logps(reference, prompts, responses)])
+            texts = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in responses]
+            reward = bootstrap_mean(
+                [rouge_l(t, human) for t, (_, human) in zip(texts, documents, strict=True)], seed=seed
+            )
+            row = {"beta": beta, "width": width, "reward": reward.mean, "low": reward.low, "high": reward.high}
+            row |= {"length": float(np.mean([len(y) for y in responses])), "logp": float(logps.mean())}
+            row |= {"implicit_reward": float(beta * (logps - ref_logps).mean())}
+            rows.append(row | {"ended": float(np.mean([y[-1] == tokenizer.eos_token_id for y in responses]))})
+    return rows
+
+
+def _candidates(summary: str) -> list[tuple[Kind, re.Match]]:
+    """The words of a summary that can be exchanged, with their kinds."""
+    kinds = ((_kind(match), match) for match in WORD.finditer(summary))
+    return [(kind, match) for kind, match in kinds if kind is not None]
+
+
+def _kind(match: re.Match) -> Kind | None:
+    """number: with a digit. entity: a name by its spelling. word: four letters or more. The first match wins."""
+    word = match.group()
+    if any(character.isdigit() for character in word):
+        return "number"
+    inner_capital = any(character.isupper() for character in word[1:])
+    if "_" in word or inner_capital or (word[0].isupper() and match.start() > 0):
+        return "entity"
+    return "word" if len(word) >= 4 and word.isalpha() and word.lower() not in FUNCTION_WORDS else None
+
+
+def _plant(i: int, description: str, summary: str, candidates, donors, seed: int) -> PlantedError | None:
+    """The rarest kind that the summary has, a place and a donor drawn by (seed, document)."""
+    draw = random.Random(f"{seed}/{i}")
+    known = {word.lower() for word in WORD.findall(f"{description} {summary}")}
+    for kind in KINDS:
+        places = [match for k, match in candidates if k == kind]
+        draw.shuffle(places)
+        for place in places:
+            pool = [word for word in donors[kind, place.start() == 0] if word.lower() not in known]
+            if pool:
+                word = draw.choice(pool)
+                text = summary[: place.start()] + word + summary[place.end() :]
+                return PlantedError(i, text, place.start(), place.start() + len(word), place.group(), kind)
+    return None

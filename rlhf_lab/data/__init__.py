@@ -1,0 +1,1 @@
+"""From sources to examples: records of text, checked and tokenised, and the docstring corpus."""

@@ -1,0 +1,273 @@
+"""Sampling from a language model: n responses to each prompt, the same ones whatever the batch size.
+
+    y_t ~ pi(. | x, y_<t)^(1/temperature), kept to the top_p nucleus, until EOS or max_new_tokens
+
+Each prompt is run once, its keys and values are shared by its n responses (`engine.decoding`), and rows that have ended
+leave the batch.
+Randomness is one uniform number per (prompt, response, position) from a stream of its own, turned into a token by the
+inverse distribution function: no draw depends on who else is in the batch.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rlhf_lab.data.examples import Example
+from rlhf_lab.engine.batches import collate, token_budget_batches
+from rlhf_lab.engine.decoding import left_pad, start
+from rlhf_lab.engine.logps import response_logps
+from rlhf_lab.engine.models import eval_mode
+from rlhf_lab.engine.precision import bf16_speed
+
+# Rows leave the batch once this share of it is done: dropping copies the cache of all others, so not at every step.
+DROP_SHARE = 0.15
+# Tokens of one batch when the log-probs of given responses are computed.
+TOKENS_PER_BATCH = 8192
+
+
+class Completion(NamedTuple):
+    """One response: token ids (EOS last, if it was produced) and log pi(y_t) of each, in nats at temperature 1."""
+
+    tokens: list[int]
+    logps: list[float]
+
+
+def sample(
+    model, prompts: Sequence[Sequence[int]], *, return_logps: bool = False, **options
+) -> list[list[list[int]]] | list[list[Completion]]:
+    """n responses y ~ pi(.|x) to each prompt, as token ids; options and errors as in `complete`.
+
+    return_logps: `Completion(tokens, logps)` in place of each response's ids.
+    """
+    completions = complete(model, prompts, **options)
+    return completions if return_logps else [[completion.tokens for completion in row] for row in completions]
+
+
+def complete(
+    model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    eos_token_id: int,
+    n: int = 1,
+    temperature: float = 1.0,
+    temperatures: Sequence[float] | None = None,
+    top_p: float = 1.0,
+    max_new_tokens: int = 48,
+    seed: int = 0,
+    greedy: bool = False,
+    bf16: bool | None = False,
+    rows_per_batch: int = 256,
+    progress: str | None = None,
+) -> list[list[Completion]]:
+    """n responses y ~ pi(.|x) to each prompt, with the log-probs of their tokens.
+
+    prompts: token ids, at least one each. n: responses per prompt. temperature: > 0, divides the logits. temperatures:
+    one for each of the n responses instead, e.g. (1.0,) * 4 + (0.7,) * 4. top_p: in (0, 1], the smallest set of tokens
+    whose mass reaches it. greedy: the most likely token instead (n = 1, and neither temperature nor top_p).
+    seed: response j to prompt i depends on (seed, i, j) only, up to rounding where two tokens meet.
+    bf16: False runs the model in the precision it has, True a bf16 copy of it, None the copy where the device has bf16
+    units. Faster, but a batch of another size rounds otherwise, and in bf16 that turns most responses somewhere: they
+    repeat at the same rows_per_batch only. Log-softmax and probabilities are fp32 always, but of logits that carry
+    bf16's rounding (0.02 nats a token): for log-probs to train on use `token_logps`.
+    rows_per_batch: responses decoded together. progress: a label shows a bar. Dropout is off meanwhile.
+    Returns one list per prompt, in order, of n completions; a response without EOS was cut at max_new_tokens.
+    Raises ValueError on an empty prompt, a length beyond the model's positions, or a setting out of range.
+    """
+    temperatures = each_temperature(n, temperature, temperatures)
+    check_sampling(n, temperatures, top_p, max_new_tokens)
+    check_positive("rows_per_batch", rows_per_batch)
+    if greedy and (n, temperatures, top_p) != (1, [1.0], 1.0):
+        raise ValueError(
+            f"greedy=True has one response and no noise: n={n}, {temperatures=}, {top_p=} would be ignored"
+        )
+    _check_prompts(prompts, max_new_tokens, getattr(model.config, "max_position_embeddings", None))
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    size = max(1, rows_per_batch // n)
+    completions: list[list[Completion]] = [[] for _ in prompts]
+    bar = tqdm(total=len(prompts) * n, desc=progress, unit="response", disable=progress is None)
+    with bar, eval_mode(model), torch.inference_mode():
+        model = _in_bf16(model, bf16)
+        for first in range(0, len(by_length), size):
+            batch = by_length[first : first + size]
+            uniforms = None if greedy else uniform_streams(seed, batch, n, max_new_tokens)
+            done = _decode(
+                model, [prompts[i] for i in batch], n, uniforms, temperatures, top_p, max_new_tokens, eos_token_id
+            )
+            for k, i in enumerate(batch):
+                completions[i] = done[k * n : (k + 1) * n]
+            bar.update(len(done))
+    return completions
+
+
+def uniform_streams(seed: int, prompt_indices: Sequence[int], n: int, length: int) -> Tensor:
+    """u[i * n + j, t] ~ U[0, 1): the stream of (seed, prompt i, response j), the same for every batch and length."""
+    keys = [(seed, i, j) for i in prompt_indices for j in range(n)]
+    return torch.stack([torch.from_numpy(np.random.default_rng(k).random(length, dtype=np.float32)) for k in keys])
+
+
+def beam_search(
+    model,
+    prompts: Sequence[Sequence[int]],
+    width: int,
+    *,
+    eos_token_id: int,
+    max_new_tokens: int = 48,
+    length_penalty: float = 0.0,
+    bf16: bool | None = False,
+    prompts_per_batch: int = 16,
+) -> list[Completion]:
+    """The best response that a beam of `width` finds to each prompt: argmax_y log pi(y|x) / |y|^length_penalty.
+
+    By transformers' `generate`; width 1 is greedy search. length_penalty: 0 compares sums of log-probs, the search of
+    From r to Q* (2404.12358); 1, transformers' own default, compares means and so favours length. bf16: of the search,
+    as in `complete`.
+    Returns tokens (EOS last, if it was produced) and log pi(y_t) of each under the model itself, by `response_logps`.
+    Raises ValueError as `complete` does.
+    """
+    for name, value in (("width", width), ("max_new_tokens", max_new_tokens), ("prompts_per_batch", prompts_per_batch)):
+        check_positive(name, value)
+    _check_prompts(prompts, max_new_tokens, getattr(model.config, "max_position_embeddings", None))
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    beams = {"num_beams": width, "length_penalty": length_penalty} if width > 1 else {}
+    found: dict[int, list[int]] = {}
+    with eval_mode(model), torch.inference_mode():
+        searched = _in_bf16(model, bf16)
+        for first in range(0, len(by_length), prompts_per_batch):
+            batch = by_length[first : first + prompts_per_batch]
+            ids, mask = left_pad([prompts[i] for i in batch], eos_token_id, model.device)
+            sequences = searched.generate(
+                ids,
+                attention_mask=mask,
+                do_sample=False,
+                repetition_penalty=1.0,
+                **beams,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=eos_token_id,
+                pad_token_id=eos_token_id,
+            )
+            responses = sequences[:, ids.shape[1] :].tolist()
+            found |= {i: _cut(tokens, eos_token_id) for i, tokens in zip(batch, responses, strict=True)}
+    responses = [found[i] for i in range(len(prompts))]
+    return [Completion(*both) for both in zip(responses, token_logps(model, prompts, responses), strict=True)]
+
+
+def token_logps(model, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[list[float]]:
+    """log pi(y_t | x, y_<t) of every token of one response a prompt, in nats, fp32: `response_logps` in batches."""
+    examples = [Example(tuple(x), (tuple(y),), i) for i, (x, y) in enumerate(zip(prompts, responses, strict=True))]
+    logps: list[list[float]] = [[] for _ in examples]
+    budget = max([TOKENS_PER_BATCH, *(example.num_tokens for example in examples)])
+    with eval_mode(model), torch.no_grad():
+        for indices in token_budget_batches(examples, budget, seed=0, epoch=0) if examples else []:
+            result = response_logps(model, collate([examples[i] for i in indices], model.device))
+            for i, values, mask in zip(indices, result.token_logps[:, 0], result.mask[:, 0], strict=True):
+                logps[i] = values[mask].tolist()
+    return logps
+
+
+def next_tokens(logits: Tensor, uniforms: Tensor, temperature: float | Tensor = 1.0, top_p: float = 1.0) -> Tensor:
+    """The token at which the distribution function of softmax(logits / temperature), cut to top_p, exceeds u.
+
+    logits: [B, V]. uniforms: [B] in [0, 1). temperature: one, or [B, 1]. Returns [B]. The nucleus is the smallest set
+    of most likely tokens with mass >= top_p (Holtzman et al., 1904.09751): one token at least, renormalised.
+    """
+    probs = torch.softmax(logits.float() / temperature, dim=-1)
+    if top_p >= 1.0:
+        return _inverse_cdf(probs, uniforms)
+    probs, order = probs.sort(dim=-1, descending=True, stable=True)
+    mass_before = probs.cumsum(-1) - probs
+    mass_before[:, 0] = 0.0
+    return order.gather(-1, _inverse_cdf(probs.masked_fill(mass_before >= top_p, 0.0), uniforms)[:, None])[:, 0]
+
+
+def _inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """min { v : sum_{w <= v} weights_w > u * total }: never a token of weight zero, whatever the rounding."""
+    cumulative = weights.cumsum(-1)
+    total = cumulative[:, -1]
+    below_total = torch.nextafter(total, torch.zeros_like(total))
+    thresholds = torch.minimum(uniforms.to(total) * total, below_total)
+    return torch.searchsorted(cumulative, thresholds[:, None], right=True)[:, 0]
+
+
+def _decode(model, prompts, n, uniforms, temperatures, top_p, max_new_tokens, eos_token_id) -> list[Completion]:
+    state = start(model, prompts, n, eos_token_id)
+    rows = torch.arange(len(prompts) * n, device=model.device)  # the responses that are still in the batch
+    ended = torch.zeros_like(rows, dtype=torch.bool)
+    tokens = torch.full((len(rows), max_new_tokens), eos_token_id, device=rows.device)
+    logps = torch.zeros(len(rows), max_new_tokens, device=rows.device)
+    uniforms = None if uniforms is None else uniforms.to(rows.device)
+    heat = torch.tensor(temperatures, device=rows.device).repeat(len(prompts))[:, None]
+    for t in range(max_new_tokens):
+        logits = state.logits
+        drawn = logits.argmax(-1) if uniforms is None else next_tokens(logits, uniforms[rows, t], heat[rows], top_p)
+        tokens[rows, t] = drawn.masked_fill(ended, eos_token_id)
+        logps[rows, t] = logits.gather(-1, drawn[:, None])[:, 0] - logits.logsumexp(-1)
+        ended = ended | (drawn == eos_token_id)
+        if t + 1 == max_new_tokens or bool(ended.all()):
+            break
+        if float(ended.float().mean()) >= DROP_SHARE:
+            kept = (~ended).nonzero()[:, 0]
+            state.keep(kept)
+            rows, ended, drawn = rows[kept], ended[kept], drawn[kept]
+        state.advance(drawn)
+    responses = [_cut(row, eos_token_id) for row in tokens.tolist()]
+    return [Completion(y, values[: len(y)]) for y, values in zip(responses, logps.tolist(), strict=True)]
+
+
+def _cut(tokens: list[int], eos_token_id: int) -> list[int]:
+    """Up to the first EOS, that included."""
+    return tokens[: tokens.index(eos_token_id) + 1] if eos_token_id in tokens else tokens
+
+
+def _in_bf16(model, bf16: bool | None):
+    """The model, or a copy whose parameters are bf16; buffers stay, for rotary frequencies in bf16 lose positions."""
+    wanted = bf16_speed(model.device).startswith("native") if bf16 is None else bf16
+    if not wanted or model.dtype == torch.bfloat16:
+        return model
+    model = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return model
+
+
+def each_temperature(n: int, temperature: float, temperatures: Sequence[float] | None) -> list[float]:
+    """One temperature for each of the n responses."""
+    if temperatures is None:
+        return [temperature] * n
+    if temperature != 1.0:
+        raise ValueError(f"give {temperature=} for all responses or {temperatures=} for each, not both")
+    if len(temperatures) != n:
+        raise ValueError(f"temperatures has {len(temperatures)} values for n={n} responses: give one for each")
+    return list(temperatures)
+
+
+def check_sampling(n: int, temperatures: list[float], top_p: float, max_new_tokens: int) -> None:
+    """Raises ValueError that names the setting that is out of range."""
+    check_positive("n", n)
+    check_positive("max_new_tokens", max_new_tokens)
+    for temperature in temperatures:
+        if not 0.0 < temperature < float("inf"):
+            raise ValueError(f"temperature={temperature}: must be above 0; for the most likely tokens use greedy=True")
+    if not 0.0 < top_p <= 1.0:
+        raise ValueError(f"top_p={top_p}: must be in (0, 1]")
+
+
+def check_positive(name: str, value: int) -> None:
+    """Raises ValueError unless value >= 1."""
+    if value < 1:
+        raise ValueError(f"{name}={value}: must be 1 or more")
+
+
+def _check_prompts(prompts, max_new_tokens: int, max_positions: int | None) -> None:
+    for i, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise ValueError(f"prompt {i} has no token; give it at least a BOS or separator token")
+        if max_positions is not None and len(prompt) + max_new_tokens > max_positions:
+            raise ValueError(
+                f"prompt {i} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} it passes the model's "
+                f"{max_positions} positions: truncate the prompt or lower max_new_tokens"
+            )

@@ -1,0 +1,1 @@
+"""A completions server in place of the model in this process."""

@@ -1,0 +1,218 @@
+"""One completions server: requests with patience, errors that say what to do, and what had arrived when one failed.
+
+Every kind of question to a server is asked here: `engine.serving.sampling` draws responses, `judges.served` compares
+them. Python's own HTTP client and a pool of threads do it; no further package is needed.
+"""
+
+import http.client
+import json
+import random
+import threading
+import urllib.error
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from tqdm.auto import tqdm
+
+from rlhf_lab.common.files import write_atomically
+from rlhf_lab.data.problems import shorten
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LONGEST_WAIT = 60.0  # seconds between two attempts, whatever the server asks for
+
+Arrived = dict[tuple[int, int], Any]  # {(prompt, response): token ids}, {(comparison, order): probability}
+
+
+class ServerError(ConnectionError):
+    """The server is missing, serves another model, or answers wrongly; the message says what to do.
+
+    status: the HTTP status, if there was one. done: what had arrived, by request.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.done: Arrived = {}
+
+
+class Transient(ServerError):
+    """Busy, broken off or late: worth another attempt, after `wait` seconds if the server says so."""
+
+    wait = 0.0
+
+
+class Server(NamedTuple):
+    """Where to ask and how patiently; `stop` ends all waiting when another request has failed for good."""
+
+    url: str
+    model_name: str
+    api_key: str | None
+    timeout: float
+    retries: int
+    backoff: float
+    stop: threading.Event
+
+
+def check_server(server: Server) -> None:
+    """Raises ServerError unless a server answers and serves the model.
+
+    `transformers serve` lists what lies in its cache, not what it serves: for a name that is not listed a request for
+    one token decides.
+    """
+    try:
+        listed = _exchange(server, "/v1/models").get("data")
+    except ServerError as error:
+        if error.status is None:
+            start = (
+                f"start one there, e.g. `vllm serve {server.model_name}` or `transformers serve {server.model_name}`"
+            )
+            raise ServerError(f"no completions server answers: {error}; {start}, or correct the address") from error
+        listed = None  # it answers, but lists nothing
+    names = [entry.get("id") for entry in listed or [] if isinstance(entry, dict)]
+    if server.model_name in names:
+        return
+    problem = f"{server.url} does not serve {server.model_name!r}; it lists {', '.join(map(str, names)) or 'no model'}"
+    try:
+        body = {"model": server.model_name, "prompt": "a", "max_tokens": 1}
+        check_model(server, ask(server, "/v1/completions", body))
+    except ServerError as error:
+        if error.status is None or error.status >= 500:
+            raise  # it is busy or broken; that says nothing about the model
+        raise ServerError(f"{problem}; asked for it: {error}", error.status) from error
+
+
+def check_model(server: Server, answer: dict) -> None:
+    """Raises ServerError if the answer says that another model gave it."""
+    served = answer.get("model", server.model_name)
+    if served != server.model_name and str(served).split("@")[0] != server.model_name:  # transformers adds "@main"
+        raise ServerError(f"{server.url} answered with the model {served!r}, not {server.model_name!r}", 400)
+
+
+def one_choice(server: Server, answer: dict, name: str) -> dict:
+    """The only choice of the right model's answer. Raises ServerError that names the request, `name`."""
+    check_model(server, answer)
+    choices = answer.get("choices")
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+        count = f"{len(choices)} choices" if isinstance(choices, list) else f"choices {shorten(choices)}"
+        raise ServerError(f"{server.url}, {name}: one choice was asked for, the answer has {count}")
+    if not isinstance(choices[0].get("text"), str):
+        raise ServerError(f"{server.url}, {name}: the choice has no text: {shorten(choices[0])}")
+    return choices[0]
+
+
+def ask(server: Server, path: str, body: dict) -> dict:
+    """The answer's JSON object; what is `Transient` is tried again, each time after twice the wait."""
+    for attempt in range(server.retries + 1):
+        try:
+            return _exchange(server, path, body)
+        except Transient as error:
+            if attempt == server.retries or server.stop.is_set():
+                raise ServerError(f"{error}; gave up after {attempt + 1} attempts", error.status) from error
+            # Up to half as long again at random, so that many clients do not come back all at once.
+            wait = max(error.wait, server.backoff * 2**attempt) * random.uniform(1.0, 1.5)
+            server.stop.wait(min(wait, LONGEST_WAIT))
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def ask_all(
+    ask_for: Callable[[int, int], Any],
+    keys: Sequence[tuple[int, int]],
+    found: Arrived,
+    stop: threading.Event,
+    concurrency: int,
+    progress: str | None = None,
+) -> None:
+    """found[key] = ask_for(*key) for all keys; whatever ends it early, `found` holds what has arrived.
+
+    The first failure ends all others, and a ServerError carries `found` away as its `done`.
+    """
+    pool = ThreadPoolExecutor(concurrency)
+    futures = {pool.submit(ask_for, *key): key for key in keys}
+    try:
+        bar = tqdm(as_completed(futures), total=len(futures), desc=progress, unit="answer", disable=progress is None)
+        for future in bar:
+            found[futures[future]] = future.result()
+    except BaseException as error:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+        arrived = [f for f in futures if f.done() and not f.cancelled() and f.exception() is None]
+        found.update({futures[f]: f.result() for f in arrived})
+        if isinstance(error, ServerError):
+            error.done = found
+        raise
+    pool.shutdown()
+
+
+@contextmanager
+def kept(path: Path | None) -> Iterator[defaultdict[str, Arrived]]:
+    """{name: answers} that outlive a failure: read from `path`, written there if the block fails, else deleted.
+
+    The name of the file must say which questions were asked. None: nothing is kept.
+    """
+    done: defaultdict[str, Arrived] = defaultdict(dict)
+    if path is not None and path.exists():
+        read = json.loads(path.read_text(encoding="utf8"))
+        done.update({name: {tuple(key): value for key, value in rows} for name, rows in read.items()})
+    try:
+        yield done
+    except BaseException:
+        if path is not None and any(done.values()):
+            write_atomically(path, json.dumps({name: sorted(rows.items()) for name, rows in done.items()}))
+        raise
+    if path is not None:
+        path.unlink(missing_ok=True)
+
+
+def base_url(url: str, name: str = "url") -> str:
+    """Scheme, host and port, without the /v1 that many people add. Raises ValueError with `name` if it is none."""
+    base = url.rstrip("/").removesuffix("/v1")
+    if urlsplit(base).scheme not in ("http", "https") or not urlsplit(base).hostname:
+        raise ValueError(f"{name}={url!r}: give the address of a server, like http://localhost:8000")
+    return base
+
+
+def _exchange(server: Server, path: str, body: dict | None = None) -> dict:
+    """One request, one answer: a JSON object, or a ServerError, `Transient` if another attempt may help."""
+    headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    if server.api_key:
+        headers["Authorization"] = f"Bearer {server.api_key}"
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(server.url + path, data=data, headers=headers)
+    # A proxy from the environment cannot reach this machine's own loopback.
+    proxies = urllib.request.ProxyHandler({} if urlsplit(server.url).hostname in LOOPBACK else None)
+    try:
+        with urllib.request.build_opener(proxies).open(request, timeout=server.timeout) as answer:
+            content = answer.read()
+    except urllib.error.HTTPError as error:
+        raise _refusal(server, path, error) from error
+    except (http.client.HTTPException, OSError) as error:  # URLError and TimeoutError are OSErrors
+        reason = getattr(error, "reason", error)
+        late = isinstance(reason, TimeoutError)
+        what = f"no answer within {server.timeout:g} s" if late else f"{type(reason).__name__}: {reason}"
+        raise Transient(f"{server.url}{path}: {what}") from error
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        text = shorten(content.decode(errors="replace"))
+        raise ServerError(f"{server.url}{path} answered something that is not JSON: {text}", 200) from error
+    if not isinstance(value, dict):
+        raise ServerError(f"{server.url}{path} answered no JSON object: {shorten(value)}", 200)
+    return value
+
+
+def _refusal(server: Server, path: str, error: urllib.error.HTTPError) -> ServerError:
+    with error:
+        said = shorten(error.read().decode(errors="replace"))
+    message = f"{server.url}{path} answered {error.code} {error.reason}: {said}"
+    if error.code not in (408, 429) and error.code < 500:
+        return ServerError(message, error.code)
+    transient = Transient(message, error.code)
+    asked = error.headers.get("Retry-After", "")
+    transient.wait = float(asked) if asked.isdigit() else 0.0
+    return transient

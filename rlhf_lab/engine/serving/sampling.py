@@ -1,0 +1,139 @@
+"""Sampling from a server that speaks the OpenAI completions protocol: vLLM, `transformers serve` and others.
+
+    POST /v1/completions {model, prompt, max_tokens, temperature, top_p, seed}  ->  one response as token ids
+
+One request a response, `concurrency` at a time: every server understands that, each response has its temperature and
+its seed, and a server with a prefix cache (vLLM) still runs each prompt once.
+"""
+
+import json
+import threading
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_lab.data.encoding import bos_id, encode_prompt, response_ids
+from rlhf_lab.data.problems import shorten
+from rlhf_lab.engine.generate import check_positive, check_sampling, each_temperature
+from rlhf_lab.engine.serving.connection import Server, ServerError, ask, ask_all, base_url, check_server, one_choice
+
+Responses = dict[tuple[int, int], list[int]]
+
+
+def server_sample(
+    url: str,
+    model_name: str,
+    prompts: Sequence[str] | Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    n: int = 1,
+    temperature: float = 1.0,
+    temperatures: Sequence[float] | None = None,
+    top_p: float = 1.0,
+    max_new_tokens: int = 48,
+    seed: int = 0,
+    concurrency: int = 16,
+    timeout: float = 120.0,
+    retries: int = 5,
+    backoff: float = 0.5,
+    send_ids: bool = False,
+    extra_body: Mapping[str, Any] | None = None,
+    api_key: str | None = None,
+    done: Responses | None = None,
+    progress: str | None = None,
+) -> list[list[list[int]]]:
+    """n responses to each prompt as token ids, like `engine.generate.sample`: EOS last, none where it was cut.
+
+    url: "http://host:port". model_name: as the server lists it. prompts: texts, or token ids as for `sample`.
+    tokenizer: the served model's; responses come as text and are tokenised here again, which may part words otherwise
+    than the model did. n, temperature(s), top_p, max_new_tokens, seed: as in `engine.generate.complete`; draws are the
+    server's and repeat only if it honours seeds. timeout: seconds without an answer. retries: further attempts after
+    408, 429, 5xx, a broken connection or a timeout, each after twice the wait, from `backoff` seconds on. send_ids:
+    prompts travel as ids (vLLM), not as text.
+    extra_body: more fields of each request. Servers take some settings from the model's generation_config.json, which
+    is greedy or cut to top_k for many models: `plain_sampling` names the fields that undo it.
+    done: responses of an earlier call that failed (`ServerError.done`); it receives those that arrive now. If nothing
+    is missing no server is asked.
+    Raises ServerError (an OSError) that says what is wrong, ValueError for a bad setting or a prompt that text cannot
+    carry; warns if all responses to every prompt are the same.
+    """
+    heat = each_temperature(n, temperature, temperatures)
+    check_sampling(n, heat, top_p, max_new_tokens)
+    check_positive("concurrency", concurrency)
+    server = Server(base_url(url), model_name, api_key, timeout, retries, backoff, threading.Event())
+    carried = [_carried(i, prompt, tokenizer, send_ids) for i, prompt in enumerate(prompts)]
+    found = {} if done is None else done
+    missing = [(i, j) for i in range(len(prompts)) for j in range(n) if (i, j) not in found]
+
+    def ask_for(i: int, j: int) -> list[int]:
+        body = {"prompt": carried[i][0], "max_tokens": max_new_tokens, "temperature": heat[j], "top_p": top_p}
+        body |= {"seed": zlib.crc32(f"{seed}/{i}/{j}".encode()) >> 1, **(extra_body or {})}
+        answer = ask(server, "/v1/completions", {"model": model_name, **body})
+        return read_answer(server, answer, tokenizer, carried[i][1], f"prompt {i}, response {j}")
+
+    if missing:
+        check_server(server)
+        ask_all(ask_for, missing, found, server.stop, concurrency, progress)
+    rows = [[found[i, j] for j in range(n)] for i in range(len(prompts))]
+    if rows and n > 1 and all(response == row[0] for row in rows for response in row):
+        warnings.warn(
+            f"all {n} responses to every prompt are the same: {server.url} seems to take the most likely token; for "
+            "`transformers serve` see extra_body",
+            stacklevel=2,
+        )
+    return rows
+
+
+def plain_sampling(kind: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The `extra_body` that makes a server draw from softmax(logits / temperature) and nothing else.
+
+    kind: "vllm", "transformers" (`transformers serve`), or "server" for any other, which is sent no further field.
+    """
+    if kind == "transformers":  # it samples only if told to, and knows this one field of its own
+        ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
+        return {"generation_config": json.dumps({"do_sample": True, "top_k": 0, **ends})}
+    return {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0} if kind == "vllm" else {}
+
+
+def read_answer(
+    server: Server, answer: dict, tokenizer: PreTrainedTokenizerBase, prompt_tokens: int, name: str
+) -> list[int]:
+    """The one response's ids: EOS behind a text that the model ended, none behind one that was cut."""
+    choice = one_choice(server, answer, name)
+    text, reason = choice["text"], choice.get("finish_reason")
+    if reason not in ("stop", "length"):
+        raise ServerError(f"{server.url}, {name}: finish_reason is {reason!r}, neither 'stop' nor 'length'")
+    usage = answer.get("usage")
+    read = usage.get("prompt_tokens", prompt_tokens) if isinstance(usage, dict) else prompt_tokens
+    if read != prompt_tokens:
+        raise ServerError(
+            f"{server.url} reads {name.split(',')[0]} as {read} tokens, the local tokenizer as {prompt_tokens}: it "
+            "serves another model or adds a template; give the tokenizer of the served model"
+        )
+    if not text and reason == "length":
+        raise ServerError(f"{server.url}, {name}: a response was cut before it had any text; raise max_new_tokens")
+    ids = list(response_ids(text, tokenizer)) if text else []
+    return [*ids, tokenizer.eos_token_id] if reason == "stop" else ids
+
+
+def _carried(
+    i: int, prompt: str | Sequence[int], tokenizer: PreTrainedTokenizerBase, send_ids: bool
+) -> tuple[str | list[int], int]:
+    """What is sent for a prompt, and its number of tokens. Raises ValueError if text would be read as other tokens."""
+    ids = list(encode_prompt(prompt, tokenizer)) if isinstance(prompt, str) else list(prompt)
+    if not ids:
+        raise ValueError(f"prompt {i} has no token; give it at least a BOS or separator token")
+    if send_ids:
+        return ids, len(ids)
+    # The server puts BOS in front by itself, as tokenizer(text) does.
+    body = ids[1:] if ids[0] == bos_id(tokenizer) else ids
+    text = prompt if isinstance(prompt, str) else tokenizer.decode(body)
+    if list(tokenizer(text).input_ids) != ids:
+        raise ValueError(
+            f"prompt {i} would be other tokens on the server ({shorten(text)}), as when it spells a special token in "
+            "its text; change it, or use send_ids=True with a server that accepts ids (vLLM)"
+        )
+    return text, len(ids)

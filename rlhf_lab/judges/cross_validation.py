@@ -1,0 +1,198 @@
+"""How well can a judge, trained on comparisons, predict comparisons about OTHER prompts?
+
+Cross-validation by prompt: every comparison is judged once per seed, by a judge that saw no comparison of its prompt.
+Accuracies have intervals over prompts; those of the calibration's bins take comparisons as independent.
+Left in --out: report.json, report.png and each fold's verdicts, which are read back if the command runs again.
+"""
+
+import json
+import random
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from rlhf_lab.common.assets import small_model_path
+from rlhf_lab.common.files import Clock, check_writable, key_of, write_atomically
+from rlhf_lab.data.examples import Example
+from rlhf_lab.data.records import load_preferences
+from rlhf_lab.data.tokens import tokenize_preferences
+from rlhf_lab.engine.models import choose_max_length, load_model, load_tokenizer
+from rlhf_lab.engine.precision import bf16_speed, pick_device
+from rlhf_lab.judges.pairwise import train_pairwise, win_probabilities
+from rlhf_lab.judges.report import Verdicts, judge_report, wins
+from rlhf_lab.judges.report_figure import draw_report
+from rlhf_lab.judges.reward_model import reward_model, reward_scores, train_reward
+from rlhf_lab.judges.rows import values_of_rows
+from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint
+from rlhf_lab.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """Which judge learns from which comparisons, and how.
+
+    data: a JSONL (or .jsonl.gz), CSV or Parquet file of comparisons; columns: as in `rlhf-lab train preference`.
+    model: a folder or hub id of a causal language model with its tokenizer; default: the shipped small one.
+    kind: a Bradley-Terry reward model, or a pairwise judge. folds: each is held out once; prompts are never divided.
+    test_folds: judge only the first so many folds (a quick look); default: all.
+    seeds: of the folds, the new head and the order of training; every seed repeats the whole cross-validation.
+    max_length: tokens of prompt plus one response (pairwise: both); default: the model's context, at most 1024.
+    max_prompt_length, max_response_length: a prompt keeps its end, a response its beginning.
+    learning_rate, epochs, batch_size (comparisons per step): of each fold's training.
+    Raises ValueError that names the setting.
+    """
+
+    data: str
+    out: str = "runs/judge"
+    model: str | None = None
+    kind: Literal["bradley-terry", "pairwise"] = "bradley-terry"
+    columns: dict[str, str | None] | str | None = None
+    drop_invalid: bool = False
+    folds: int = 5
+    test_folds: int | None = None
+    seeds: tuple[int, ...] = (0,)
+    max_length: int | None = None
+    max_prompt_length: int | None = None
+    max_response_length: int | None = None
+    learning_rate: float = 1e-4
+    epochs: float = 1.0
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.folds < 2:
+            raise ValueError(f"--folds {self.folds}: two or more, one to judge and the rest to learn from")
+        if self.test_folds is not None and not 1 <= self.test_folds <= self.folds:
+            raise ValueError(f"--test_folds {self.test_folds}: must be in 1..{self.folds}, the number of folds")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"--seeds {self.seeds}: one or more different numbers")
+
+
+class Comparisons(NamedTuple):
+    """N tokenised comparisons, each one's prompt, characters of (chosen, rejected) [N, 2], and what was cut."""
+
+    examples: list[Example]
+    prompts: list[str]
+    lengths: np.ndarray
+    cuts: dict[str, int]
+
+
+def judge(settings: JudgeSettings) -> dict:
+    """Run the cross-validation, write report.json and report.png to settings.out, and return what the JSON holds."""
+    out = Path(settings.out).expanduser()
+    check_writable(out)
+    clock = Clock()
+    folder = settings.model or str(small_model_path("small"))
+    model = load_model(folder) if settings.kind == "pairwise" else reward_model(folder)
+    tokenizer = load_tokenizer(folder)
+    data = read_comparisons(settings, tokenizer, choose_max_length(model, settings.max_length))
+    facts = {name: getattr(settings, name) for name in ("kind", "folds", "learning_rate", "epochs", "batch_size")}
+    facts |= {"model": model_fingerprint(model), "data": data_fingerprint(data.examples), "prompts": data.prompts}
+    del model
+    judged, said, by_seed = cross_validate(settings, folder, tokenizer, data, facts, clock)
+    scores = said[:, 1:] if settings.kind == "bradley-terry" else None
+    verdicts = Verdicts(said[:, 0], data.lengths[judged], scores=scores, groups=[data.prompts[i] for i in judged])
+    result = {
+        "settings": asdict(settings) | {"data": Path(settings.data).name, "out": "", "model": Path(folder).name},
+        "cuts": data.cuts,
+        "report": judge_report(verdicts),
+        "accuracy_by_seed": by_seed,
+        "coin": 0.5,
+        "seconds": sum(clock.seconds.values()),
+    }
+    write_atomically(out / "report.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    figure = draw_report({settings.kind: result["report"]})
+    figure.savefig(out / "report.png", dpi=130, metadata={"Software": None})
+    return result
+
+
+def cross_validate(
+    settings: JudgeSettings, folder: str, tokenizer, data: Comparisons, facts: dict, clock: Clock
+) -> tuple[list[int], np.ndarray, dict[int, float]]:
+    """(which comparison, what was said about it [R, 3]) of every seed and fold, and each seed's accuracy.
+
+    facts: what decides the verdicts besides seed and fold; a fold that was judged under the same facts is read back.
+    """
+    judged, values, by_seed = [], [], {}
+    for seed in settings.seeds:
+        begin = len(values)
+        for fold, (train, test) in enumerate(split_by_group(data.prompts, settings.folds, seed)[: settings.test_folds]):
+            parts = {"train": [data.examples[i] for i in train], "test": [data.examples[i] for i in test]}
+            path = Path(settings.out).expanduser() / "folds" / f"seed-{seed}-fold-{fold}.json"
+            key = key_of(**facts, max_length=settings.max_length, seed=seed, fold=fold)
+            make = partial(_fold, settings, folder, tokenizer, seed, **parts)
+            values += clock.stored(f"seed {seed}, fold {fold}", path, key, make)
+            judged += test
+        by_seed[seed] = float(wins(np.array(values[begin:])[:, 0] - 0.5).mean())
+    return judged, np.array(values), by_seed
+
+
+def read_comparisons(settings: JudgeSettings, tokenizer, max_length: int) -> Comparisons:
+    """The data, checked, tokenised and cut; what was left out or cut is said on the screen."""
+    records, found = load_preferences(settings.data, columns=settings.columns, drop_invalid=settings.drop_invalid)
+    examples, counts = tokenize_preferences(
+        records,
+        tokenizer,
+        max_length=max_length,
+        max_prompt_length=settings.max_prompt_length,
+        max_response_length=settings.max_response_length,
+        drop_invalid=settings.drop_invalid,
+    )
+    print(f"{found}\n{counts}")
+    of_row = {record.row: record for record in records}
+    kept = [of_row[example.row] for example in examples]
+    lengths = np.array([[len(_plain(r.chosen)), len(_plain(r.rejected))] for r in kept])
+    cuts = {name: value for name, value in vars(counts).items() if name != "dropped"}
+    return Comparisons(examples, [repr(record.prompt) for record in kept], lengths, cuts)
+
+
+def split_by_group(groups: Sequence[str], folds: int, seed: int) -> list[tuple[list[int], list[int]]]:
+    """(training, test) indices of each fold; all rows of a group are in one fold, groups are dealt out by `seed`.
+
+    Raises ValueError if there are fewer groups than folds.
+    """
+    names = sorted(set(groups))
+    if len(names) < folds:
+        raise ValueError(f"{folds} folds need as many different prompts, but there are {len(names)}")
+    random.Random(seed).shuffle(names)
+    fold_of = {name: position % folds for position, name in enumerate(names)}
+    places = [fold_of[group] for group in groups]
+    return [
+        ([i for i, place in enumerate(places) if place != fold], [i for i, place in enumerate(places) if place == fold])
+        for fold in range(folds)
+    ]
+
+
+def _fold(
+    settings: JudgeSettings, folder: str, tokenizer, seed: int, train: list[Example], test: list[Example]
+) -> list[list[float]]:
+    """Per test comparison: P(chosen wins), and the scores of both (pairwise: the two probabilities again)."""
+    with tempfile.TemporaryDirectory(prefix="judge-") as scratch:
+        training = TrainingSettings(
+            output_dir=scratch,
+            learning_rate=settings.learning_rate,
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch_size,
+            bf16=bf16_speed(pick_device()).startswith("native"),
+            seed=seed,
+            save_steps=0,
+        )
+        if settings.kind == "pairwise":
+            options = {"max_length": settings.max_length}
+            model = train_pairwise(folder, tokenizer, train, training, **options).model
+            matrices = win_probabilities(model, tokenizer, test, **options)
+            return [[float(m[0, 1]), float(m[0, 1]), float(m[1, 0])] for m in matrices]
+        model = train_reward(folder, tokenizer, train, training).model
+    rows = [(example.prompt, response) for example in test for response in example.responses]
+    scores = values_of_rows(model, rows, reward_scores).unflatten(0, (-1, 2)).double()
+    probabilities = torch.sigmoid(scores[:, 0] - scores[:, 1])
+    return torch.cat([probabilities[:, None], scores], 1).tolist()
+
+
+def _plain(content) -> str:
+    return content if isinstance(content, str) else "\n".join(message["content"] for message in content)

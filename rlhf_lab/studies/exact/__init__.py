@@ -1,0 +1,1 @@
+"""Studies in worlds where every value can be computed."""

@@ -1,0 +1,166 @@
+"""Is a wider beam on the DPO policy a better search? At the optimum, early in training, and late, over-fit."""
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from rlhf_lab.common.intervals import change, comparison, difference_interval, mean_interval, number, sign
+from rlhf_lab.common.plots import OKABE_ITO, label_ends, method_colour, style
+from rlhf_lab.objective import Objective
+from rlhf_lab.worlds.trees.decoding import beam_search, guided_beams
+from rlhf_lab.worlds.trees.dpo import descend, pairs_loss, sample_pairs
+from rlhf_lab.worlds.trees.tree import Levels, TokenTree, path_sums, random_tree, sequences
+from rlhf_lab.worlds.trees.values import expected_sum, implicit_rewards, soft_values
+
+QUESTION = "Is a wider beam on the DPO policy a better search?"
+SEEDS = 96
+
+BETA, RATE, PAIRS, VOCAB = 0.5, 4.0, 300, 3
+HORIZONS = {"eos": 8, "fixed": 6}
+TREES = {"eos": "responses may end early", "fixed": "all responses equally long"}
+POLICIES = ("optimum", "early", "late")
+LINES = {
+    "optimum": ("o-", OKABE_ITO["black"]),
+    "early": ("o-", method_colour("dpo")),
+    "late": ("s--", method_colour("dpo")),
+}
+MEASURES = ("true_return", "objective", "implicit_reward", "logp", "length")
+
+
+def run(seeds: int, fast: bool) -> dict:
+    """What the best sequence of each beam is worth, for both kinds of tree and three policies."""
+    widths = [1, 2, 8, 64] if fast else [1, 2, 4, 8, 16, 32, 64]
+    steps = (30, 300) if fast else (100, 3000)
+    return {
+        "settings": {"seeds": seeds, "beta": BETA, "rate": RATE, "pairs": PAIRS, "vocab": VOCAB}
+        | {"horizons": HORIZONS, "widths": widths, "steps": list(steps)},
+        "trees": {kind: one_kind(kind, seeds, widths, steps) for kind in TREES},
+    }
+
+
+def one_kind(kind: str, seeds: int, widths: list[int], steps: tuple[int, int]) -> dict:
+    """Three policies of the same worlds, searched with every width."""
+    tree = random_tree(seeds, VOCAB, HORIZONS[kind], eos=kind == "eos", reward_scale=0.7, seed=1)
+    exact = soft_values(tree.rewards, tree.ref_logps, BETA)
+    pairs = sample_pairs(tree.returns, tree.ref_sequence_logps, PAIRS, torch.Generator().manual_seed(0))
+    loss = pairs_loss(Objective(beta=BETA), tree.ref_logps, pairs)
+    trained = [logps for _, logps in descend(loss, tree.ref_logps, RATE, list(steps))]
+    policies = dict(zip(POLICIES, (exact.logps, *trained), strict=True))
+    found = {name: [search(tree, logps, width) for width in widths] for name, logps in policies.items()}
+    same = [
+        beam_search(exact.logps, width).leaves
+        == guided_beams(tree.rewards, tree.ref_logps, exact.v, BETA, width).leaves
+        for width in widths
+    ]
+    values = {name: regularised_value(tree, logps) for name, logps in policies.items()}
+    return {
+        "sequences": tree.returns.shape[-1],
+        "guided_equal": sum(int(match.all(-1).sum()) for match in same),
+        "searches": len(widths) * seeds,
+        "late_value": difference_interval(values["late"], values["early"]),
+        "policies": {name: summary(by_width) for name, by_width in found.items()},
+    }
+
+
+def search(tree: TokenTree, logps: Levels, width: int) -> dict[str, Tensor]:
+    """R, R + beta log pi_ref, beta h, log pi and length of the likeliest sequence that a beam of this width finds."""
+    best = beam_search(logps, width).leaves[:, :1]
+    logp, ref = path_sums(logps), tree.ref_sequence_logps
+    lengths = (sequences(tree.rewards) >= 0).sum(-1).expand_as(logp).double()
+    of_all = (tree.returns, tree.returns + BETA * ref, BETA * (logp - ref), logp, lengths)
+    return {name: values.gather(-1, best).squeeze(-1) for name, values in zip(MEASURES, of_all, strict=True)}
+
+
+def regularised_value(tree: TokenTree, logps: Levels) -> Tensor:
+    """J(r, pi) = E_pi [sum r - beta log(pi/pi_ref)], [S]."""
+    price = implicit_rewards(logps, tree.ref_logps, BETA)
+    return expected_sum(logps, tuple(r - cost for r, cost in zip(tree.rewards, price, strict=True)))
+
+
+def summary(by_width: list[dict[str, Tensor]]) -> dict:
+    """Intervals per width; changes from greedy to the widest, and to and from the width of the highest mean return."""
+    returns = [found["true_return"] for found in by_width]
+    peak = max(range(len(returns)), key=lambda i: float(returns[i].mean()))
+    return {name: [mean_interval(found[name]) for found in by_width] for name in MEASURES} | {
+        "widest_minus_greedy": {name: difference_interval(by_width[-1][name], by_width[0][name]) for name in MEASURES},
+        "peak": peak,
+        "widest_minus_peak": difference_interval(returns[-1], returns[peak]),
+        "peak_minus_greedy": difference_interval(returns[peak], returns[0]),
+    }
+
+
+def sentences(results: dict) -> list[str]:
+    """Equality with guided decoding, then what width did to return, implicit reward and length, policy by policy."""
+    widths, told, policies = results["settings"]["widths"], [], labels(results)
+    equal, searches = (sum(tree[name] for tree in results["trees"].values()) for name in ("guided_equal", "searches"))
+    told.append(f"At the optimum, beams on likelihood and beams guided by V* were the same in {equal} of {searches}")
+    for kind, label in TREES.items():
+        tree = results["trees"][kind]
+        told.append(
+            f"where {label}: "
+            + comparison(f"J of {policies['late']}", f"J of {policies['early']}", tree["late_value"])
+            + ("; it is over-fit" if sign(tree["late_value"]) < 0 else "")
+        )
+        for name, policy in policies.items():
+            found = tree["policies"][name]
+            moved = found["widest_minus_greedy"]
+            said = [
+                change("the true return", moved["true_return"], ".2g"),
+                change("R + beta log pi_ref", moved["objective"], ".2g"),
+            ]
+            if kind == "eos":
+                said.append(change("the length", moved["length"], ".2g"))
+            told.append(f"{policy}, from greedy to width {widths[-1]}: {', '.join(said)}; {_peak(found, widths)}")
+    return told
+
+
+def labels(results: dict) -> dict[str, str]:
+    """How the policies are called: by their steps, because only J says whether the late one is over-fit."""
+    early, late = results["settings"]["steps"]
+    return {"optimum": "the optimum", "early": f"DPO, {early} steps", "late": f"DPO, {late} steps"}
+
+
+def _peak(found: dict, widths: list[int]) -> str:
+    """Whether the true return rises to a peak and then falls, as far as the intervals tell."""
+    rises, falls = sign(found["peak_minus_greedy"]) > 0, sign(found["widest_minus_peak"]) < 0
+    at = f"width {widths[found['peak']]}"
+    if rises and falls:
+        return f"the true return peaks at {at} and then falls, by {number(found['widest_minus_peak'], '.2g')}"
+    if falls:
+        return f"no width beats greedy detectably, and the return falls behind {at}"
+    return f"the highest return is at {at}; no fall behind it can be told"
+
+
+def draw(results: dict) -> Figure:
+    """True return of the sequence found against the width, both kinds of tree, and its length where it can vary."""
+    widths, policies = results["settings"]["widths"], labels(results)
+    panels = [
+        ("eos", "true_return", "true return R"),
+        ("eos", "length", "tokens of the sequence found"),
+        ("fixed", "true_return", "true return R"),
+    ]
+    with style():
+        fig, axes = plt.subplots(1, 3, figsize=(12.4, 3.8))
+        for ax, (kind, measure, ylabel) in zip(axes, panels, strict=True):
+            for name, (line, colour) in LINES.items():
+                values = results["trees"][kind]["policies"][name][measure]
+                low, high = ([value[end] for value in values] for end in ("low", "high"))
+                ax.fill_between(widths, low, high, color=colour, alpha=0.15, linewidth=0)
+                ax.plot(widths, [v["mean"] for v in values], line, ms=4, color=colour, label=policies[name])
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(widths, [str(width) for width in widths])
+            ax.set(title=TREES[kind], xlabel="beam width (1: greedy)", ylabel=ylabel)
+            label_ends(ax)
+    return fig
+
+
+def alt(results: dict) -> str:
+    """Greedy and widest, in numbers."""
+    parts, policies = [], labels(results)
+    for kind, label in TREES.items():
+        for name, policy in policies.items():
+            values = results["trees"][kind]["policies"][name]["true_return"]
+            parts.append(f"{policy} {values[0]['mean']:.2f} to {values[-1]['mean']:.2f} ({label})")
+    widest = results["settings"]["widths"][-1]
+    return f"True return of the sequence found, from greedy to width {widest}: {', '.join(parts)}."

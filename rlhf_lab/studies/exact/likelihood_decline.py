@@ -1,0 +1,150 @@
+"""Why does the chosen log-prob fall? DPO on exact preferences of token trees, with three choices of pi_ref.
+
+E_{y~pi_ref}[ beta h(y) ] = -beta KL(pi_ref || pi) <= 0          at every step, whatever the loss
+"""
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from rlhf_lab.common.intervals import change, mean_interval, number
+from rlhf_lab.common.plots import OKABE_ITO, label_ends, style
+from rlhf_lab.objective import Objective
+from rlhf_lab.worlds.trees.dpo import chosen_logps, descend, exact_wins, wins_loss
+from rlhf_lab.worlds.trees.tree import Levels, path_sums, random_tree, token_logps
+from rlhf_lab.worlds.trees.values import expected_sum
+
+QUESTION = "Why does the log-probability of the chosen responses fall during DPO?"
+SEEDS = 64
+
+BETA, RATE, VOCAB, HORIZON = 0.5, 10.0, 3, 4
+REFERENCES = {
+    "independent": "pi_ref is independent of the pairs",
+    "writer": "pi_ref wrote the pairs",
+    "sft": "pi_ref is SFT on the chosen",
+}
+COLOURS = {"independent": OKABE_ITO["sky"], "writer": OKABE_ITO["purple"], "sft": OKABE_ITO["black"]}
+
+
+def run(seeds: int, fast: bool) -> dict:
+    """Displacements along gradient steps for each pi_ref, and at the last step as SFT on the chosen goes further."""
+    steps = [0, 1, 3, 10, 30] if fast else [0, 1, 3, 10, 30, 100, 300]
+    tree = random_tree(seeds, VOCAB, HORIZON, seed=1)
+    wins = exact_wins(tree.returns, tree.ref_sequence_logps)
+    chosen, rejected = chosen_logps(wins), chosen_logps(wins.mT)
+    references = {
+        "independent": random_tree(seeds, VOCAB, HORIZON, seed=2).ref_logps,
+        "writer": tree.ref_logps,
+        "sft": token_logps(chosen, tree.ref_logps),
+    }
+    paths = {name: displacements(ref, wins, chosen, rejected, steps) for name, ref in references.items()}
+    shares = [0.0, 0.25, 0.5, 0.75, 1.0]
+    # SFT that stops half way: between the writer's log-probs and those of the chosen responses.
+    halfway = [token_logps((1 - s) * tree.ref_sequence_logps + s * chosen, tree.ref_logps) for s in shares]
+    last = [displacements(ref, wins, chosen, rejected, steps[-1:])["chosen"][-1] for ref in halfway]
+    return {
+        "settings": {
+            "seeds": seeds,
+            "beta": BETA,
+            "rate": RATE,
+            "vocab": VOCAB,
+            "horizon": HORIZON,
+            "steps": steps,
+        },
+        "paths": paths,
+        "sft": {"share": shares, "chosen": last},
+    }
+
+
+def displacements(ref: Levels, wins: Tensor, chosen: Tensor, rejected: Tensor, steps: list[int]) -> dict:
+    """E h over chosen and rejected responses and -KL(pi_ref||pi) as intervals per step, and the identity's error."""
+    out: dict = {"chosen": [], "rejected": [], "minus_kl": [], "fell": [], "error": 0.0, "chosen_error": 0.0}
+    start = path_sums(ref)
+    for _, logps in descend(wins_loss(Objective(beta=BETA), ref, wins), ref, RATE, steps):
+        h = path_sums(logps) - start
+        minus_kl = expected_sum(ref, tuple(pi - r for pi, r in zip(logps, ref, strict=True)))
+        means = {"chosen": (chosen.exp() * h).sum(-1), "rejected": (rejected.exp() * h).sum(-1), "minus_kl": minus_kl}
+        for name, values in means.items():
+            out[name].append(mean_interval(values))
+        out["fell"].append(float((means["chosen"] < -1e-12).double().mean()))
+        errors = {"error": (start.exp() * h).sum(-1) - minus_kl, "chosen_error": means["chosen"] - minus_kl}
+        for name, error in errors.items():
+            out[name] = max(out[name], BETA * float(error.abs().max()))
+    return out
+
+
+def sentences(results: dict) -> list[str]:
+    """What the chosen and the rejected log-probs did under each pi_ref, and how exact the identity was."""
+    settings, paths = results["settings"], results["paths"]
+    steps, told = settings["steps"], []
+    for name, label in REFERENCES.items():
+        path = paths[name]
+        fell = f"{path['fell'][-1]:.0%} of the worlds"
+        told.append(
+            f"where {label}, after {steps[-1]} steps {change('the chosen log-prob', path['chosen'][-1])} nats, in "
+            f"{fell} it is lower than at the start; {change('the rejected one', path['rejected'][-1])} nats"
+        )
+        best = max(range(len(steps)), key=lambda i: path["chosen"][i]["mean"])
+        if path["chosen"][best]["low"] > 0 and best < len(steps) - 1:
+            told.append(f"before that it had risen, to {number(path['chosen'][best])} nats at step {steps[best]}")
+    worst = max(path["error"] for path in paths.values())
+    told.append(f"E_ref[beta h] = -beta KL(pi_ref || pi) held at every step, to {worst:.0e}")
+    told.append(
+        "if pi_ref is SFT on the chosen responses the chosen implicit reward IS that number: the two differed by at "
+        f"most {paths['sft']['chosen_error']:.0e} (against {paths['independent']['chosen_error']:.2g} with an "
+        "independent pi_ref), so it cannot rise"
+    )
+    start, end = results["sft"]["chosen"][0], results["sft"]["chosen"][-1]
+    told.append(
+        f"the further SFT on the chosen had gone before DPO, from none to all the way, the chosen log-prob went from "
+        f"{number(start)} to {number(end)} nats"
+    )
+    return told
+
+
+def draw(results: dict) -> Figure:
+    """Left: the chosen displacement along the steps. Right: after the last step, as SFT on the chosen goes further."""
+    with style():
+        fig, (left, right) = plt.subplots(1, 2, figsize=(10.4, 3.6), width_ratios=(3, 2))
+        draw_paths(left, results)
+        share, values = results["sft"]["share"], results["sft"]["chosen"]
+        right.fill_between(share, [v["low"] for v in values], [v["high"] for v in values], color="#CCCCCC")
+        right.plot(share, [v["mean"] for v in values], "o-", color=COLOURS["sft"])
+        right.axhline(0, color="#999999", linewidth=0.8)
+        right.set(
+            title=f"after {results['settings']['steps'][-1]} steps",
+            xlabel="how far SFT on the chosen went",
+            ylabel="E h(chosen), nats",
+        )
+    return fig
+
+
+def draw_paths(ax: plt.Axes, results: dict) -> None:
+    """E h(chosen) with 95% intervals, and -KL(pi_ref || pi) as dots, which SFT's line must pass through."""
+    steps = results["settings"]["steps"]
+    for name, label in REFERENCES.items():
+        path = results["paths"][name]
+        lows, highs = ([value[end] for value in path["chosen"]] for end in ("low", "high"))
+        ax.fill_between(steps, lows, highs, color=COLOURS[name], alpha=0.2, linewidth=0)
+        ax.plot(steps, [value["mean"] for value in path["chosen"]], color=COLOURS[name], label=label)
+    minus_kl = [value["mean"] for value in results["paths"]["sft"]["minus_kl"]]
+    ax.plot(steps, minus_kl, "o", color=COLOURS["sft"], label="_dots")
+    ax.axhline(0, color="#999999", linewidth=0.8, label="_zero")
+    ax.set_xscale("symlog", linthresh=1)
+    ax.set_xlim(0, steps[-1])
+    ax.set_xticks(steps, [str(step) for step in steps])
+    ax.minorticks_off()
+    ax.set(title="dots: -KL(pi_ref || pi) of the lowest line", xlabel="gradient steps", ylabel="E h(chosen), nats")
+    label_ends(ax)
+
+
+def alt(results: dict) -> str:
+    """The ends of the three lines, in numbers."""
+    ends = [f"{label} {number(results['paths'][name]['chosen'][-1])}" for name, label in REFERENCES.items()]
+    share = results["sft"]["chosen"]
+    last = results["settings"]["steps"][-1]
+    return (
+        f"Left: displacement of the chosen log-prob along {last} gradient steps, in nats: at the end "
+        f"{'; '.join(ends)}. Right: the same at the end as pi_ref goes from no SFT on the chosen responses, "
+        f"{share[0]['mean']:.2f}, to all the way, {share[-1]['mean']:.2f}."
+    )

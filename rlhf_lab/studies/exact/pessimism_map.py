@@ -1,0 +1,191 @@
+"""When does offline pessimism pay? Suboptimality over alpha, N, coverage and calibration."""
+
+from itertools import product
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from rlhf_lab.common.intervals import comparison, difference_interval, mean_interval, number, sign
+from rlhf_lab.common.plots import style
+from rlhf_lab.worlds import exact
+from rlhf_lab.worlds.bandit import Bandit, random_bandit
+from rlhf_lab.worlds.offline import behaviour_logps, count_comparisons, coverage, draw_comparisons
+from rlhf_lab.worlds.pessimistic import calibration_policy, fit_offline
+
+QUESTION = "When does pessimism pay offline, and when does it cost?"
+SEEDS = 400
+ALPHAS = (0.3, 1.0, 3.0, 10.0)
+SIZES = (20, 100, 500, 2500)
+TILTS = {"good": 1.0, "as pi_ref": 0.0, "poor": -2.0}
+CALIBRATIONS = ("reference", "chosen", "rejected", "behaviour")
+# uniform and bad: pi_ref; bad is exp(-1.5 r*), as a policy that was trained on the wrong thing.
+WORLDS = (("uniform", 0.5), ("uniform", 0.1), ("bad", 0.5), ("bad", 0.1))
+ARMS, BOUND = 10, 4.0
+
+
+def run(seeds: int = SEEDS, fast: bool = False) -> dict[str, Any]:
+    """One cell per world, coverage, N and calibration, with all alphas. fast: two worlds, two sizes, few seeds."""
+    worlds, sizes = (WORLDS[1:3], SIZES[:2]) if fast else (WORLDS, SIZES)
+    seeds = min(seeds, 30) if fast else seeds
+    cells, covered = [], {}
+    for (reference, beta), (name, tilt) in product(worlds, TILTS.items()):
+        bandit = random_bandit(seeds, ARMS, reference=reference)
+        behaviour = behaviour_logps(bandit, tilt)
+        median = float(coverage(bandit, behaviour, beta).median())
+        covered[f"{reference}, beta {beta}, {name}"] = float(f"{median:.4g}")
+        drawn = draw_comparisons(bandit, behaviour, sizes[-1], torch.Generator().manual_seed(1))
+        for size in sizes:
+            found = _cells(bandit, behaviour, count_comparisons(drawn, size, bandit), beta)
+            key = {
+                "reference": reference,
+                "beta": beta,
+                "behaviour": name,
+                "size": size,
+            }
+            cells += [key | cell for cell in found]
+    settings = {"seeds": seeds, "arms": ARMS, "bound": BOUND, "rewards": [0, 2], "alphas": list(ALPHAS), "tilts": TILTS}
+    return {"settings": settings, "coverage": covered, "cells": cells}
+
+
+def _cells(bandit: Bandit, behaviour: Tensor, wins: Tensor, beta: float) -> list[dict[str, Any]]:
+    """For each calibration: DPO's suboptimality, pi_cal's own, and what each alpha changes (below 0: it pays)."""
+
+    def worth(logps: Tensor) -> Tensor:
+        return exact.suboptimality(bandit.rewards, logps, bandit.ref_logps, beta)
+
+    dpo = worth(fit_offline(wins, bandit.ref_logps, beta, 0.0, bound=BOUND).logps)
+    alphas = torch.tensor(ALPHAS, dtype=torch.float64)[:, None]
+    cells = []
+    for name in CALIBRATIONS:
+        given = behaviour if name == "behaviour" else None
+        calibration = "given" if name == "behaviour" else name
+        cal = calibration_policy(calibration, wins, bandit.ref_logps, given)
+        options = {"calibration": calibration, "calibration_logps": given, "bound": BOUND}
+        values = worth(fit_offline(wins, bandit.ref_logps, beta, alphas, **options).logps)
+        cells.append(
+            {
+                "calibration": name,
+                "dpo": _short(mean_interval(dpo)),
+                "pi_cal": {"mean": _short(mean_interval(worth(cal.log())))["mean"]},
+                "change": _columns([_short(difference_interval(value, dpo)) for value in values]),
+            }
+        )
+    return cells
+
+
+def _columns(intervals: list[dict[str, float]]) -> dict[str, list[float]]:
+    """One list per key instead of one dictionary per alpha: a third of the text."""
+    return {key: [interval[key] for interval in intervals] for key in ("mean", "low", "high")}
+
+
+def _changes(cell: dict[str, Any]) -> list[dict[str, float]]:
+    """The intervals of VPO minus DPO, one an alpha."""
+    columns = cell["change"]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _short(interval: dict[str, float]) -> dict[str, float]:
+    """Three digits, so that results.json stays small."""
+    return {key: float(f"{value:.3g}") for key, value in interval.items()}
+
+
+def sentences(results: dict[str, Any]) -> list[str]:
+    """How often each world gains and loses, what separates the two, which calibration is best, and single cells."""
+    cells, alphas = results["cells"], results["settings"]["alphas"]
+    told = []
+    for reference, beta in dict.fromkeys((c["reference"], c["beta"]) for c in cells):
+        signs = [sign(i) for c in cells if (c["reference"], c["beta"]) == (reference, beta) for i in _changes(c)]
+        told.append(
+            f"pi_ref {reference}, beta {beta}: pessimism lowers the suboptimality in {signs.count(-1)}, raises it in "
+            f"{signs.count(1)} and does neither detectably in {signs.count(0)} of {len(signs)} settings of "
+            "alpha, N, coverage and calibration."
+        )
+    told += [_separation(cells, alphas, i) for i in range(len(alphas))]
+    for name in CALIBRATIONS:
+        changes = [change for c in cells if c["calibration"] == name for change in _changes(c)]
+        mean = sum(change["mean"] for change in changes) / len(changes)
+        signs = [sign(change) for change in changes]
+        told.append(
+            f"pi_cal = {name}: over all cells and alphas the suboptimality changes by {mean:+.3f} on average; "
+            f"it falls in {signs.count(-1)} and rises in {signs.count(1)} of {len(signs)}."
+        )
+    told += [_one(c, alphas) for c in cells if c["behaviour"] == "as pi_ref" and c["calibration"] == "reference"]
+    return told
+
+
+def _separation(cells: list[dict[str, Any]], alphas: list[float], index: int) -> str:
+    """Does `pi_cal is better than DPO`, known before fitting in a simulation, tell where pessimism pays?"""
+    decided = [c for c in cells if sign(_changes(c)[index])]
+    better = [c for c in decided if c["pi_cal"]["mean"] < c["dpo"]["mean"]]
+    worse = [c for c in decided if c["pi_cal"]["mean"] >= c["dpo"]["mean"]]
+    paid = [sum(sign(_changes(c)[index]) < 0 for c in group) for group in (better, worse)]
+    return (
+        f"alpha = {alphas[index]:g}: of the settings that an interval decides, pessimism pays in {paid[0]} of "
+        f"{len(better)} where pi_cal alone is better than DPO, and in {paid[1]} of {len(worse)} where it is worse."
+    )
+
+
+def _one(cell: dict[str, Any], alphas: list[float]) -> str:
+    changes = _changes(cell)
+    change = min(changes, key=lambda interval: interval["mean"])
+    best = alphas[changes.index(change)]
+    last = comparison(f"alpha = {alphas[-1]:g}", "DPO", changes[-1], words=("worse", "better"))
+    first = comparison(f"alpha = {best:g}", "DPO", change, words=("worse", "better"))
+    told = first if best == alphas[-1] else f"{first}; {last}"
+    return (
+        f"pi_ref {cell['reference']}, beta {cell['beta']}, data from pi_ref, N = {cell['size']}, pi_cal = pi_ref: "
+        f"DPO {number(cell['dpo'])}, {told}."
+    )
+
+
+def draw(results: dict[str, Any]) -> Figure:
+    """Change of suboptimality at pi_cal = pi_ref, alpha across, N down, a panel per world and coverage.
+
+    0: not told from zero; + or -: told, but smaller than .005.
+    """
+    cells, alphas = results["cells"], results["settings"]["alphas"]
+    worlds = list(dict.fromkeys((c["reference"], c["beta"]) for c in cells))
+    sizes = list(dict.fromkeys(c["size"] for c in cells))
+    with style():
+        fig, axes = plt.subplots(len(TILTS), len(worlds), figsize=(2.6 * len(worlds) + 1.6, 6.6), squeeze=False)
+        for (row, name), (column, (reference, beta)) in product(enumerate(TILTS), enumerate(worlds)):
+            ax, key = axes[row][column], (reference, beta, name, "reference")
+            here = [c for c in cells if (c["reference"], c["beta"], c["behaviour"], c["calibration"]) == key]
+            picture = ax.imshow(
+                [[i["mean"] for i in _changes(c)] for c in here], cmap="RdBu_r", vmin=-0.6, vmax=0.6, aspect="auto"
+            )
+            for (y, cell), x in product(enumerate(here), range(len(alphas))):
+                mean, told = cell["change"]["mean"][x], sign(_changes(cell)[x])
+                text = f"{mean:+.2f}" if told and abs(mean) >= 0.005 else {-1: "-", 0: "0", 1: "+"}[told]
+                ax.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if abs(mean) > 0.4 else "black")
+            ax.set_xticks(range(len(alphas)), [f"{a:g}" for a in alphas])
+            ax.set_yticks(range(len(sizes)), [str(n) for n in sizes] if column == 0 else [""] * len(sizes))
+            ax.grid(False)
+            if row == 0:
+                ax.set_title(f"pi_ref {reference}, beta {beta}")
+            if column == 0:
+                ax.set_ylabel(f"data {name}\nN")
+            if row == len(TILTS) - 1:
+                ax.set_xlabel("alpha")
+        fig.colorbar(picture, ax=axes, shrink=0.6, label="suboptimality: VPO offline minus DPO")
+    return fig
+
+
+def alt(results: dict[str, Any]) -> str:
+    """How many cells of the picture are blue and red, and the extreme ones."""
+    shown = [c for c in results["cells"] if c["calibration"] == "reference"]
+    flat = [(change, c, a) for c in shown for change, a in zip(_changes(c), results["settings"]["alphas"], strict=True)]
+    least, most = (pick(flat, key=lambda item: item[0]["mean"]) for pick in (min, max))
+    where = [
+        f"{i['mean']:+.2f} (pi_ref {c['reference']}, beta {c['beta']}, data {c['behaviour']}, N {c['size']}, alpha {a})"
+        for i, c, a in (least, most)
+    ]
+    signs = [sign(i) for i, _, _ in flat]
+    return (
+        f"Map of the change of suboptimality by pessimism with pi_cal = pi_ref: lower in {signs.count(-1)}, higher "
+        f"in {signs.count(1)}, undecided (0) in {signs.count(0)} settings. Largest fall {where[0]}; largest rise "
+        f"{where[1]}."
+    )

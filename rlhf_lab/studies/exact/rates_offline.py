@@ -1,0 +1,131 @@
+"""Suboptimality over the number of comparisons N, offline: DPO and pessimistic VPO, good and poor coverage."""
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from rlhf_lab.common.intervals import comparison, difference_interval, mean_interval, number, slope_interval
+from rlhf_lab.common.plots import label_ends, method_colour, style
+from rlhf_lab.worlds.bandit import Bandit, random_bandit
+from rlhf_lab.worlds.offline import (
+    behaviour_logps,
+    count_comparisons,
+    coverage,
+    draw_comparisons,
+    evaluate,
+    fit_policy,
+)
+
+QUESTION = "How fast does the suboptimality of offline DPO and of pessimistic VPO fall with the number of comparisons?"
+SEEDS = 2000
+SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+ARMS, BETA, BOUND, SCALE = 10, 0.5, 4.0, 0.3
+TILTS = {"good": 1.0, "poor": -3.0}
+METHODS = {"dpo": "DPO", "vpo-offline": "VPO offline, pi_cal = pi_ref", "rpo": "VPO offline, pi_cal = chosen"}
+
+
+def run(seeds: int = SEEDS, fast: bool = False) -> dict[str, Any]:
+    """Curves, slopes and paired differences. fast: every other size, up to 1024, and at most 60 seeds."""
+    sizes, seeds = (SIZES[:6:2], min(seeds, 60)) if fast else (SIZES, seeds)
+    bandit = random_bandit(seeds, ARMS, reference="uniform")
+    results: dict[str, Any] = {
+        "settings": {
+            "seeds": seeds, "sizes": list(sizes), "arms": ARMS, "beta": BETA, "bound": BOUND, "rewards": [0, 2],
+            "reference": "uniform", "alpha": f"{SCALE} sqrt(N), of a sum", "tilts": TILTS,
+        },
+        "coverage": {},
+    }  # fmt: skip
+    for name, tilt in TILTS.items():
+        behaviour = behaviour_logps(bandit, tilt)
+        values = _curves(bandit, behaviour, sizes)
+        results["coverage"][name] = {
+            "coefficient": mean_interval(coverage(bandit, behaviour, BETA)),
+            "curves": {m: [mean_interval(column) for column in v.T] for m, v in values.items()},
+            "slopes": {m: slope_interval(sizes, v) for m, v in values.items()},
+            "late_slopes": {m: slope_interval(sizes[-3:], v[:, -3:]) for m, v in values.items()},
+            "gain": {
+                m: [difference_interval(v[:, i], values["dpo"][:, i]) for i in range(len(sizes))]
+                for m, v in values.items()
+                if m != "dpo"
+            },
+        }
+    return results
+
+
+def _curves(bandit: Bandit, behaviour: Tensor, sizes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Suboptimality [S, len(sizes)] of each method; all methods and sizes meet the same, nested data."""
+    drawn = draw_comparisons(bandit, behaviour, sizes[-1], torch.Generator().manual_seed(1))
+    columns: dict[str, list[Tensor]] = {method: [] for method in METHODS}
+    for size in sizes:
+        wins = count_comparisons(drawn, size, bandit)
+        for method, column in columns.items():
+            alpha = 0.0 if method == "dpo" else SCALE * size**0.5
+            logps = fit_policy(method, wins, bandit.ref_logps, BETA, alpha=alpha, bound=BOUND)
+            column.append(evaluate(bandit, logps, BETA).suboptimality)
+    return {method: torch.stack(column, -1).numpy() for method, column in columns.items()}
+
+
+def sentences(results: dict[str, Any]) -> list[str]:
+    """One sentence a slope, then what pessimism gains at the smallest and the largest N."""
+    sizes, told = results["settings"]["sizes"], []
+    for name, part in results["coverage"].items():
+        for method, label in METHODS.items():
+            slope, late = part["slopes"][method], part["late_slopes"][method]
+            told.append(
+                f"{label}, {name} coverage (coefficient {number(part['coefficient'])}): log-log slope "
+                f"{number(slope)} over N = {sizes[0]} to {sizes[-1]}, {number(late)} over the last three sizes; "
+                f"the latter is {_against(late, -0.5)}."
+            )
+        for method, gains in part["gain"].items():
+            for i in (0, -1):
+                words = comparison(METHODS[method], "DPO", gains[i], words=("worse", "better"))
+                told.append(f"{name} coverage, N = {sizes[i]}: {words} in suboptimality.")
+    return told
+
+
+def _against(slope: dict[str, float], rate: float) -> str:
+    if slope["high"] < rate:
+        return f"steeper than the {rate:g} of the worst-case bound"
+    if slope["low"] > rate:
+        return f"flatter than the {rate:g} of the worst-case bound"
+    return f"not to be told from the {rate:g} of the worst-case bound"
+
+
+def draw(results: dict[str, Any]) -> Figure:
+    """Suboptimality over N, log-log, one panel a coverage, 95% intervals as bands, N^-1/2 and N^-1 as guides."""
+    sizes = results["settings"]["sizes"]
+    with style():
+        fig, axes = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True)
+        for ax, (name, part) in zip(axes, results["coverage"].items(), strict=True):
+            for method, curve in part["curves"].items():
+                mean, low, high = ([point[key] for point in curve] for key in ("mean", "low", "high"))
+                slope = part["slopes"][method]["mean"]
+                ax.plot(sizes, mean, color=method_colour(method), label=f"{METHODS[method]} ({slope:.2f})")
+                ax.fill_between(sizes, low, high, color=method_colour(method), alpha=0.2, linewidth=0)
+            first = part["curves"]["dpo"][0]["mean"]
+            for rate, label in ((-0.5, "slope -1/2"), (-1.0, "slope -1")):
+                guide = [first * (n / sizes[0]) ** rate for n in sizes]
+                ax.plot(sizes, guide, color="#9A9A9A", linewidth=1, linestyle=":", label=label)
+            ax.set(xscale="log", yscale="log", xlabel="comparisons N", title=f"{name} coverage (slope in brackets)")
+            ax.set_ylim(
+                bottom=0.4 * min(c[-1]["mean"] for p in results["coverage"].values() for c in p["curves"].values())
+            )
+            label_ends(ax)
+        axes[0].set(ylabel="suboptimality, reward units")
+    return fig
+
+
+def alt(results: dict[str, Any]) -> str:
+    """The ends of every curve and its slope, in words."""
+    sizes = results["settings"]["sizes"]
+    told = [
+        f"{name} coverage, {METHODS[m]}: {curve[0]['mean']:.2g} to {curve[-1]['mean']:.2g}, "
+        f"slope {part['slopes'][m]['mean']:.2f}"
+        for name, part in results["coverage"].items()
+        for m, curve in part["curves"].items()
+    ]
+    return f"Suboptimality falls with N from {sizes[0]} to {sizes[-1]} on log-log axes. {'; '.join(told)}."

@@ -1,0 +1,1 @@
+"""Studies of the small model on real summaries."""

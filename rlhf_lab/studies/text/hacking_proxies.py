@@ -1,0 +1,211 @@
+"""Judges that are not the true reward: a learned one, one that likes length, and what optimising them costs in gold.
+
+Rewards are also given in standard deviations of pi_0's draws to one document, since reward models have no unit.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rlhf_lab.common.intervals import Interval, difference_interval
+from rlhf_lab.data.docstrings import DocstringPair
+from rlhf_lab.judges.gold import Judge, gold_judge
+from rlhf_lab.judges.report import Verdicts, best_of_n, judge_report
+from rlhf_lab.judges.reward_model import reward_judge, train_reward
+from rlhf_lab.online.artefacts import Artefact, model_artefact, read_table
+from rlhf_lab.online.judging import named_judge
+from rlhf_lab.online.loop import iterations
+from rlhf_lab.online.pairing import compare, penalised_scores
+from rlhf_lab.online.prompts import Row
+from rlhf_lab.online.results import collect as loop_results
+from rlhf_lab.online.settings import OnlineRun, OnlineSettings
+from rlhf_lab.online.stages import Loop, by_prompt
+from rlhf_lab.studies.text.paths import Path as Points
+from rlhf_lab.studies.text.summaries import World, training_settings
+from rlhf_lab.summarization.candidates import Candidate, prompt_text
+from rlhf_lab.summarization.pairs import make_pairs, pair_examples
+
+# The reward model learns from three comparisons a document of eight draws, with noisy labels as people's would be.
+JUDGE = {"draws": 8, "pairs_per_prompt": 3, "label_temperature": 0.05, "learning_rate": 2e-4, "epochs": 2.0}
+
+Draws = list[list[Candidate]]
+
+
+class Scale(NamedTuple):
+    """Rewards of pi_0's draws: their mean, and their standard deviation within a document."""
+
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, rewards: np.ndarray) -> "Scale":
+        """rewards: [P, N], of N draws to each of P documents."""
+        return cls(float(rewards.mean()), float(rewards.var(1).mean() ** 0.5))
+
+    def units(self, reward: float) -> float:
+        """In standard deviations above pi_0's mean; in the reward's own unit if all of pi_0's draws are equal."""
+        return (reward - self.mean) / (self.std or 1.0)
+
+
+def learned_judge(world: World, documents: list[DocstringPair], candidates: Draws, folder: str) -> Judge:
+    """A reward model trained on comparisons of pi_0's draws to these documents, and saved in `folder`."""
+    options = {name: JUDGE[name] for name in ("pairs_per_prompt", "label_temperature")}
+    pairs, _ = make_pairs(candidates, seed=world.seed, **options)
+    settings = training_settings(world, folder, JUDGE["learning_rate"], JUDGE["epochs"], save_steps=0)
+    examples = pair_examples(pairs, world.ids(documents))
+    return reward_judge(train_reward(world.model, world.tokenizer, examples, settings).model, world.tokenizer)
+
+
+def length_bias(candidates: Draws) -> float:
+    """b that gives b * characters the standard deviation of gold, both within a document; a multiple of 2^-20."""
+    lengths = Scale.of(np.array([[characters(c) for c in row] for row in candidates]))
+    gold = Scale.of(np.array([[c.reward for c in row] for row in candidates]))
+    return round(gold.std / (lengths.std or 1.0) * 2**20) / 2**20
+
+
+def biased_score(gold: float, text: str, bias: float) -> float:
+    """gold + bias * characters, gold rounded to 2^-40: with a bias of `length_bias` no sum of them is ever rounded.
+
+    So a penalty of `bias` leaves the rounded gold itself. Of unrounded numbers it would leave ties apart by 1e-17, and
+    what was dropped as a tie would become a comparison.
+    """
+    return round(gold * 2**40) / 2**40 + bias * len(text)
+
+
+def biased_judge(bias: float) -> Judge:
+    """`biased_score` of every response. Raises ValueError as the gold judge does."""
+    gold = gold_judge()
+
+    def judge(prompts, responses, references=None) -> list[list[float]]:
+        scores = gold(prompts, responses, references)
+        rows = zip(scores, responses, strict=True)
+        return [[biased_score(s, text, bias) for s, text in zip(*row, strict=True)] for row in rows]
+
+    return judge
+
+
+def rewards(world: World, draws: Draws, judge: Judge) -> np.ndarray:
+    """[P, N]: the judge's scores of draws to the held-out documents."""
+    prompts, references = zip(*((prompt_text(d.description), d.summary) for d in world.held_out), strict=True)
+    return np.array(judge(prompts, [[c.text for c in row] for row in draws], references))
+
+
+def judge_numbers(learned: np.ndarray, gold: np.ndarray, draws: Draws) -> dict[str, float]:
+    """The judge on comparisons of a document's 1st and 2nd, 3rd and 4th, .. draw; gold, never equal, says who is right.
+
+    accuracy; always_longer: that of preferring the longer one; prefers_longer, gold_prefers_longer: shares of
+    comparisons of unequal length. A share that nothing defines is 1/2.
+    """
+    lengths = np.array([[characters(c) for c in row] for row in draws])
+    first, second = (np.stack([a[:, k::2].ravel() for a in (learned, gold, lengths)]) for k in (0, 1))
+    better = np.where(first[1] > second[1], first, second)[:, first[1] != second[1]]
+    worse = np.where(first[1] > second[1], second, first)[:, first[1] != second[1]]
+    scores, golds, counts = np.stack([better, worse], -1)
+    report = judge_report(Verdicts(1 / (1 + np.exp(scores[:, 1] - scores[:, 0])), counts, scores, golds))
+    sides = {"prefers_longer": "prefers_longer", "gold_prefers_longer": "chosen_longer"}
+    shares = {name: report["length"][value] for name, value in sides.items()}
+    return {name: report[name]["mean"] for name in ("accuracy", "always_longer")} | {
+        name: 0.5 if value is None else value for name, value in shares.items()
+    }
+
+
+def chosen_points(proxy: np.ndarray, gold: np.ndarray) -> list[dict[str, float]]:
+    """Best-of-n by the proxy from pi_0's draws, for n = 1, 2, 4, ..; best: by gold itself."""
+    of_proxy, of_gold = Scale.of(proxy), Scale.of(gold)
+    return [
+        {
+            **{"n": row["n"], "kl": row["kl"], "gold": row["gold"]["mean"], "best": row["best"]["mean"]},
+            "proxy_sd": of_proxy.units(row["proxy"]["mean"]),
+            "gold_sd": of_gold.units(row["gold"]["mean"]),
+        }
+        for row in best_of_n(proxy, gold)
+    ]
+
+
+def optimise(world: World, documents: list[DocstringPair], run: OnlineRun, function: Judge | None = None) -> list[dict]:
+    """The numbers of pi_0 and of each iteration of the loop on these documents.
+
+    function: the judge, in place of the one that run.settings.judge names.
+    """
+    judge = named_judge(run.settings.judge, run.training.device, function)
+    loop = Loop(*run, world.tokenizer, model_artefact(world.folder), judge)
+    pool, held_out = (
+        [_row(d, ids) for d, ids in zip(ds, world.ids(ds), strict=True)] for ds in (documents, world.held_out)
+    )
+    return loop_results(loop, list(iterations(loop, pool, held_out))[-1])["iterations"]
+
+
+def _row(document: DocstringPair, ids: list[int]) -> Row:
+    return {"prompt": prompt_text(document.description), "ids": ids, "reference": document.summary}
+
+
+def points(rows: list[dict], start: dict, proxy: Scale, gold: Scale) -> list[dict[str, float]]:
+    """Measures of pi_0, taken from the many draws that set the scales (`start`: the others), and of every iterate."""
+    found = [{"iteration": 0, **start, "gold": gold.mean, "proxy_sd": 0.0, "gold_sd": 0.0}]
+    for row in rows[1:]:
+        reward = row["gold"]["reward"]["mean"]
+        score = row.get("score", row["gold"])["reward"]["mean"]
+        found.append(
+            {"iteration": row["iteration"], **{name: row[name]["mean"] for name in start}, "gold": reward}
+            | {"proxy_sd": proxy.units(score), "gold_sd": gold.units(reward)}
+        )
+    return found
+
+
+def same_pairs(folder: Path, bias: float) -> float:
+    """Share of a gold-judged run's comparisons that the biased judge with the full penalty makes the same way.
+
+    If it is 1, the two runs are one: the same pairs train the same policy, which makes the same next draws.
+    """
+    settings, same = OnlineSettings(), []
+    for iteration in sorted(folder.glob("iteration-[1-9]*")):
+        tables = [by_prompt(_table(iteration, name)) for name in ("candidates", "scores")]
+        for draws, values in zip(*tables, strict=True):
+            texts, gold = [d["text"] for d in draws], [v["gold"] for v in values]
+            biased = [biased_score(g, text, bias) for g, text in zip(gold, texts, strict=True)]
+            rows = penalised_scores(texts, gold, 0.0), penalised_scores(texts, biased, bias)
+            by_gold, by_biased = (compare(row, settings, (0,)) for row in rows)
+            same.append(by_gold == by_biased)
+    return float(np.mean(same))
+
+
+def _table(iteration: Path, name: str) -> list[dict]:
+    (path,) = iteration.glob(f"{name}-*")
+    return read_table(Artefact(path, "", {}))
+
+
+def characters(candidate: Candidate) -> int:
+    """Length of the text, as the penalty counts it."""
+    return len(candidate.text)
+
+
+def mean_length(draws: Draws) -> dict[str, float]:
+    """length: mean number of tokens, EOS included; characters: of the text."""
+    drawn = [c for row in draws for c in row]
+    return {
+        "length": float(np.mean([len(c.tokens) for c in drawn])),
+        "characters": float(np.mean([characters(c) for c in drawn])),
+    }
+
+
+def reached(learned: Points, chosen: Points, axis: str) -> int:
+    """The last point of best-of-n that training reaches on this axis in every seed; 0 if there is none but pi_0."""
+    most = np.max(learned[axis], axis=0)
+    inside = [bool((np.array(values) <= most).all()) for values in chosen[axis]]
+    return max((i for i, ok in enumerate(inside) if ok), default=0)
+
+
+def against_training(learned: Points, chosen: Points, axis: str, point: int, measure: str) -> Interval:
+    """Best-of-n minus training where both have the same `axis`, seed by seed.
+
+    Rewards of trained policies are nearly straight in sqrt(KL) (Gao et al., arXiv 2210.10760), so that is interpolated.
+    """
+    values = []
+    for seed, wanted in enumerate(chosen[axis][point]):
+        path = {name: np.array(learned[name])[:, seed] for name in ("kl", axis, measure)}
+        path["kl"] = np.sqrt(np.maximum(path["kl"], 0.0))
+        wanted = wanted**0.5 if axis == "kl" else wanted
+        value = np.interp(wanted, np.maximum.accumulate(path[axis]), path[measure])
+        values.append(float(value**2 if measure == "kl" else value))
+    return difference_interval(chosen[measure][point], values)

@@ -1,0 +1,138 @@
+"""DPO, WPO, pessimistic VPO and RPO on the same comparisons of real summaries, over alpha and epochs."""
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from rlhf_lab.common.intervals import comparison, number, sign
+from rlhf_lab.common.plots import OKABE_ITO, label_ends, method_colour, style
+from rlhf_lab.objective import Objective, preset
+from rlhf_lab.studies.text.paths import along, collect, contrast, draw_path, gain, intervals
+from rlhf_lab.studies.text.summaries import World, draw_summaries, each_seed, measure, open_world, trained
+from rlhf_lab.summarization.pairs import make_pairs, pair_examples
+from rlhf_lab.training.preference import train_preference
+
+QUESTION = "Does pessimism keep the reward of real summaries where DPO trains too long?"
+SEEDS = 4
+
+BETA, LEARNING_RATE, CANDIDATES, LABEL_TEMPERATURE = 0.1, 1e-4, 8, 0.05
+ARMS: dict[str, Objective] = {
+    "dpo": preset("dpo", beta=BETA),
+    "wpo": preset("wpo", beta=BETA),
+    "vpo .05": preset("vpo-offline", beta=BETA, alpha=0.05),
+    "vpo .2": preset("vpo-offline", beta=BETA, alpha=0.2),
+    "vpo 1": preset("vpo-offline", beta=BETA, alpha=1.0),
+    "rpo": preset("rpo"),
+}
+LOOKS = {
+    "dpo": ("DPO", method_colour("dpo"), "o-"),
+    "wpo": ("WPO", method_colour("wpo"), "o-"),
+    "vpo .05": ("VPO offline, alpha .05", method_colour("vpo-offline"), "o:"),
+    "vpo .2": ("VPO offline, alpha .2", method_colour("vpo-offline"), "o-"),
+    "vpo 1": ("VPO offline, alpha 1", method_colour("vpo-offline"), "o--"),
+    "rpo": ("RPO, beta .01", method_colour("rpo"), "o-"),
+}
+
+
+def run(seeds: int, fast: bool) -> dict:
+    """Gold and greedy reward, KL and length of every method after each number of epochs."""
+    size = {"documents": 6, "held_out": 2, "model": "tiny"} if fast else {"documents": 200, "held_out": 100}
+    epochs = [1, 2] if fast else [1, 2, 4, 6]
+    runs = each_seed(one_seed, seeds, size, epochs, together=not fast)
+    return {
+        "settings": {"seeds": seeds, "beta": BETA, "learning_rate": LEARNING_RATE, "candidates": CANDIDATES}
+        | {"label_temperature": LABEL_TEMPERATURE, "epochs": epochs, **size},
+        "pairs": [run.pop("pairs") for run in runs],
+        "paths": collect(runs),
+    }
+
+
+def one_seed(seed: int, seeds: int, size: dict, epochs: list[int]) -> dict:
+    """{arm: [measures of pi_0, and after each number of epochs]}, and the number of pairs."""
+    world = open_world(seed, seeds, **size)
+    candidates = draw_summaries(world, world.model, world.documents, CANDIDATES)
+    pairs, _ = make_pairs(candidates, label_temperature=LABEL_TEMPERATURE, seed=seed)
+    examples, start = pair_examples(pairs, world.ids(world.documents)), measure(world, world.model)
+    return {"pairs": len(pairs)} | {arm: [start, *follow(world, arm, examples, epochs)] for arm in ARMS}
+
+
+def follow(world: World, arm: str, examples: list, epochs: list[int]) -> list[dict[str, float]]:
+    """The measures along one training run."""
+
+    def train_run(settings):
+        return train_preference(world.folder, None, examples, ARMS[arm], settings)
+
+    found = []
+    for epoch, model in trained(world, examples, train_run, epochs, LEARNING_RATE):
+        found.append(measure(world, model))
+        world.say(f"{LOOKS[arm][0]}, {epoch} epochs: reward {found[-1]['gold']:.3f}, KL {found[-1]['kl']:.1f} nats")
+    return found
+
+
+def sentences(results: dict) -> list[str]:
+    """DPO and VPO at the end, what over-training did to each, greedy text, and what alpha does."""
+    paths, (first, *_, last) = results["paths"], results["settings"]["epochs"]
+    dpo, vpo = paths["dpo"], paths["vpo .2"]
+    told = [
+        f"after {last} epochs "
+        + comparison("the sampled reward of VPO offline (alpha .2)", "DPO's", contrast(vpo, dpo, "gold"))
+        + f", at a KL of {_end(vpo, 'kl')} nats against {_end(dpo, 'kl')}"
+    ]
+    told.append(f"sampled reward against SFT's after {last} epochs: {_each(paths, 'gold')}")
+    told.append(f"sampled reward from {first} epoch to {last}: {_each(paths, 'gold', since=1)}")
+    told.append(f"greedy reward from {first} epoch to {last}: {_each(paths, 'greedy', since=1)}")
+    told.append(f"greedy reward against SFT's after {last} epochs: {_each(paths, 'greedy')}")
+    kls = ", ".join(f"{LOOKS[arm][0]} {_end(paths[arm], 'kl')}" for arm in ARMS)
+    told.append(f"KL to the SFT model after {last} epochs, nats a response: {kls}")
+    low, high = (contrast(paths["vpo 1"], paths[arm], "gold") for arm in ("vpo .05", "vpo .2"))
+    told.append(
+        f"alpha, sampled reward after {last} epochs: {comparison('alpha 1', 'alpha .05', low, '.3f')}; "
+        + comparison("alpha 1", "alpha .2", high, ".3f")
+    )
+    drift = contrast(dpo, paths["wpo"], "gold", since=1)
+    told.append(
+        f"WPO over-trains less than DPO, sampled reward from {first} epoch to {last}: "
+        + ("it does" if sign(drift) < 0 else "it does not" if sign(drift) > 0 else "that cannot be told")
+        + f"; DPO's change minus WPO's is {number(drift, '+.3f')}"
+    )
+    return told
+
+
+def _each(paths: dict, measured: str, since: int = 0) -> str:
+    return "; ".join(f"{LOOKS[arm][0]} {number(gain(paths[arm], measured, since=since), '+.3f')}" for arm in ARMS)
+
+
+def _end(path: dict, name: str) -> str:
+    return f"{intervals(path, name)[-1]['mean']:.1f}"
+
+
+def draw(results: dict) -> Figure:
+    """Sampled reward against KL along training; sampled and greedy reward against epochs."""
+    epochs = [0, *results["settings"]["epochs"]]
+    with style():
+        fig, axes = plt.subplots(1, 3, figsize=(13.0, 4.0))
+        for arm, path in results["paths"].items():
+            label, colour, line = LOOKS[arm]
+            shown = along(path, "epochs", epochs)
+            draw_path(axes[0], shown, "kl", "gold", colour, label, line, gained=True)
+            draw_path(axes[1], shown, "epochs", "gold", colour, label, line, gained=True)
+            draw_path(axes[2], shown, "epochs", "greedy", colour, label, line, gained=True)
+        axes[0].set(title="sampled, along training", xlabel="KL to the SFT model, nats a response")
+        axes[1].set(title="sampled", xlabel="epochs")
+        axes[2].set(title="greedy", xlabel="epochs")
+        axes[0].set_ylabel("reward against SFT's, ROUGE-L F1")
+        for ax in axes:
+            ax.axhline(0, color=OKABE_ITO["black"], linewidth=0.8, label="_sft")
+        label_ends(axes[2])
+    return fig
+
+
+def alt(results: dict) -> str:
+    """Where every method ends."""
+    last = results["settings"]["epochs"][-1]
+    ends = []
+    for arm, path in results["paths"].items():
+        sampled, greedy = (intervals(path, name)[-1]["mean"] for name in ("gold", "greedy"))
+        ends.append(f"{LOOKS[arm][0]} {sampled:.3f} sampled, {greedy:.3f} greedy, {_end(path, 'kl')} nats")
+    begin = results["paths"]["dpo"]
+    sft = " and ".join(f"{intervals(begin, name)[0]['mean']:.3f}" for name in ("gold", "greedy"))
+    return f"Reward along training, from {sft} of the SFT model; after {last} epochs {'; '.join(ends)}."

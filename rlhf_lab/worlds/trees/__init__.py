@@ -1,0 +1,1 @@
+"""Token trees: a deterministic token MDP with exact values, policies and credit."""
