@@ -194,7 +194,7 @@ def test_debug_shows_the_traceback(capsys):
 
 
 def test_help_imports_neither_torch_nor_transformers():
-    code = "import sys; from rlhf_lab import cli; cli.main(['--help']); print('torch' in sys.modules)"
+    code = "import sys; from rlhf_lab.commands import cli; cli.main(['--help']); print('torch' in sys.modules)"
     begin = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.splitlines()[-1] == "False" and "doctor" in done.stdout
