@@ -207,7 +207,7 @@ def test_results_that_are_no_numbers_are_refused(tiny_study):
 
 
 def test_the_help_lists_every_study_and_its_question_without_torch():
-    code = "import sys; from rlhf_lab import cli\ntry: cli.main(['study', '--help'])\n"
+    code = "import sys; from rlhf_lab.commands import cli\ntry: cli.main(['study', '--help'])\n"
     code += "except SystemExit: print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.splitlines()[-1] == "False"
