@@ -18,7 +18,7 @@ import pytest
 
 from rlhf_lab.common.assets import small_model_path
 from rlhf_lab.data.docstrings import DocstringPair
-from rlhf_lab.engine.serving.connection import ServerError
+from rlhf_lab.engine.serving.exchange import ServerError
 from rlhf_lab.engine.serving.sampling import plain_sampling, server_sample
 from rlhf_lab.online import results
 from rlhf_lab.online.loop import train_online
@@ -89,12 +89,14 @@ def test_responses_are_ids_with_eos_only_where_the_model_stopped():
     assert len(seen) == 3
 
 
-def test_each_response_has_its_place_temperature_and_seed():
+def test_each_response_has_its_place_temperature_and_seed(monkeypatch):
+    monkeypatch.setenv("LAB_KEY", "k")
     with fake_server(lambda body: answer(body, f"w{len(body['prompt'])} w{int(10 * body['temperature'])}")) as (
         url,
         seen,
     ):
-        rows = draw(url + "/v1/", n=3, temperatures=(1.0, 0.7, 0.5), top_p=0.9, max_new_tokens=7, api_key="k")
+        settings = {"top_p": 0.9, "max_new_tokens": 7, "api_key_variable": "LAB_KEY"}
+        rows = draw(url + "/v1/", n=3, temperatures=(1.0, 0.7, 0.5), **settings)
     assert rows == [[[len(p), t, EOS] for t in (10, 7, 5)] for p in PROMPTS]
     assert len({body["seed"] for body in seen}) == 9
     assert all((b["model"], b["max_tokens"], b["top_p"], b["key"]) == (MODEL, 7, 0.9, "Bearer k") for b in seen)

@@ -24,6 +24,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbformat import NotebookNode
 
 import rlhf_lab
+from rlhf_lab.common.threads import set_thread_defaults
 
 KERNEL = "rlhf-lab-build"
 COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")
@@ -101,8 +102,9 @@ def _environment(folder: Path) -> dict[str, str]:
     package_home = str(Path(rlhf_lab.__file__).resolve().parents[1])
     paths = [package_home, *filter(None, [os.environ.get("PYTHONPATH")])]
     private = {"IPYTHONDIR": str(folder / "ipython"), "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0"}
-    # Threads that wait for each other by spinning take minutes for seconds when another process wants the same core.
-    return {"OMP_WAIT_POLICY": "PASSIVE"} | dict(os.environ) | private
+    environment = dict(os.environ) | private
+    set_thread_defaults(environment)  # a notebook may import torch before this package
+    return environment
 
 
 def _cell_seconds(notebook: NotebookNode) -> Iterator[tuple[int, float]]:

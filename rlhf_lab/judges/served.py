@@ -11,7 +11,6 @@ stands; there is no chat template.
 """
 
 import math
-import threading
 from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
@@ -22,16 +21,8 @@ import torch
 from rlhf_lab.common.files import key_of
 from rlhf_lab.data.problems import shorten
 from rlhf_lab.engine.generate import check_positive
-from rlhf_lab.engine.serving.connection import (
-    Server,
-    ServerError,
-    ask,
-    ask_all,
-    base_url,
-    check_server,
-    kept,
-    one_choice,
-)
+from rlhf_lab.engine.serving.connection import ask, ask_all, check_server, kept, one_choice
+from rlhf_lab.engine.serving.exchange import Server, ServerError, base_url
 from rlhf_lab.judges.gold import Judge
 from rlhf_lab.judges.pairwise import MARKERS, both_orders, tournament_scores
 
@@ -50,6 +41,7 @@ def server_judge(
     timeout: float = 120.0,
     retries: int = 5,
     backoff: float = 0.5,
+    api_key_variable: str | None = None,
     work: Path | None = None,
     progress: str | None = None,
 ) -> Judge:
@@ -57,8 +49,8 @@ def server_judge(
 
     answer: "logprobs" reads p_A from the answered token's `top_logprobs` (vLLM returns them); "letter" takes the
     letter that the server writes as p_A = 0 or 1, so that a comparison is 0, 1/2 or 1 (`transformers serve`).
-    concurrency, timeout, retries, backoff: as in `server_sample`. work: folder where the answers of a call that fails
-    are kept for the next one. The judge raises ServerError that names the comparison and says what to do.
+    concurrency, timeout, retries, backoff, api_key_variable: as in `server_sample`. work: folder where the
+    answers of a call that fails are kept for the next one. The judge raises ServerError that names the comparison and says what to do.
     """
     check_positive("concurrency", concurrency)
     if answer not in ("logprobs", "letter"):
@@ -68,7 +60,7 @@ def server_judge(
     def judge(
         prompts: Sequence[str], responses: Sequence[Sequence[str]], references: Sequence[str] | None = None
     ) -> list[list[float]]:
-        server = Server(base, model_name, None, timeout, retries, backoff, threading.Event())
+        server = Server(base, model_name, api_key_variable, timeout, retries, backoff)
         rows = list(zip(prompts, responses, strict=True))
         asked = [question(prompt, *pair) for prompt, texts in rows for pair in permutations(texts, 2)]
         found = iter(_answers(server, asked, answer, concurrency, work, progress))

@@ -43,6 +43,8 @@ def loop_judge(settings: OnlineSettings, training: OnlineTraining, judge: Judge 
     if judge is not None:
         raise ValueError("judge='server' asks a server, and would ignore the function given: name it otherwise")
     options = {"answer": settings.judge_answer, "concurrency": settings.concurrency}
+    options |= {"timeout": settings.server_timeout, "retries": settings.server_retries}
+    options |= {"api_key_variable": settings.judge_api_key_variable}
     options |= {"work": Path(training.output_dir), "progress": None if training.disable_tqdm else "judging"}
     load = partial(server_judge, settings.judge_url, settings.judge_model, **options)
     return NamedJudge(f"server {settings.judge_model}, {settings.judge_answer}", load, relative=True)

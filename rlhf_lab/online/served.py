@@ -11,7 +11,7 @@ Only a server that answers to every name would not be caught.
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_lab.engine.serving.connection import ServerError
+from rlhf_lab.engine.serving.exchange import ServerError
 from rlhf_lab.engine.serving.sampling import Responses, plain_sampling, server_sample
 from rlhf_lab.online.artefacts import Artefact
 from rlhf_lab.online.settings import OnlineSettings
@@ -48,6 +48,9 @@ def served_draws(
             max_new_tokens=settings.max_new_tokens,
             seed=seed,
             concurrency=settings.concurrency,
+            timeout=settings.server_timeout,
+            retries=settings.server_retries,
+            api_key_variable=settings.api_key_variable,
             send_ids=settings.sampler == "vllm",
             extra_body=plain_sampling(settings.sampler, tokenizer),
             done=done,

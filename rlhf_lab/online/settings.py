@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, get_args
 
 from rlhf_lab.common.arguments import pick
-from rlhf_lab.engine.serving.connection import base_url
+from rlhf_lab.engine.serving.exchange import base_url, check_patience
 from rlhf_lab.objective import Objective, preset
 from rlhf_lab.training.settings import TrainingSettings
 
@@ -42,7 +42,9 @@ class OnlineSettings:
     judge: "gold" (ROUGE-L F1 against the reference text), the folder of a reward or pairwise preference model, or
     "server": a pairwise model that a completions server at judge_url serves as judge_model (`judges.served`).
     judge_answer: of the served judge, "logprobs" of A and B, or the "letter" that it writes, a probability of 0 or 1.
-    concurrency: requests to a server at a time. Neither it nor an address decides a result: a server may move.
+    concurrency: requests to a server at a time. server_timeout: seconds without an answer, server_retries: further
+    attempts. api_key_variable, judge_api_key_variable: names of the environment variables with the API keys of
+    server_url and judge_url. None of these, and no address, decides a result: a server may move.
     labels: "argmax", the higher score wins; "bradley-terry", a draw with P = sigma(difference / label_temperature).
     length_penalty: lambda of score - lambda * characters; this penalised score selects AND orients the pairs.
     data: the pairs of all iterations so far, or the newest ones. reference: pi_ref is pi_0 ("fixed") or the current
@@ -68,6 +70,10 @@ class OnlineSettings:
     judge_model: str | None = None
     judge_answer: Literal["logprobs", "letter"] = "logprobs"
     concurrency: int = 16
+    server_timeout: float = 120.0
+    server_retries: int = 5
+    api_key_variable: str | None = None
+    judge_api_key_variable: str | None = None
     labels: Literal["argmax", "bradley-terry"] = "argmax"
     label_temperature: float | None = None
     length_penalty: float = 0.0
@@ -106,12 +112,15 @@ class OnlineSettings:
         judged = (self.judge == "server", f"judge={self.judge!r}")
         either = (sampled[0] or judged[0], "a loop without a server")
         users = {"server_url": sampled, "judge_url": judged, "judge_model": judged, "judge_answer": judged}
+        optional = {"api_key_variable": sampled, "judge_api_key_variable": judged}
+        optional |= {"server_timeout": either, "server_retries": either}
+        check_patience(self.server_timeout, self.server_retries, "server_")
         default = {field.name: field.default for field in fields(self)}
-        for name, (used, user) in (users | {"concurrency": either}).items():
+        for name, (used, user) in (users | optional | {"concurrency": either}).items():
             value = getattr(self, name)
             if not used and value != default[name]:
                 raise ValueError(f"{name}={value!r} would be ignored: {user} does not use it")
-            if used and not value:
+            if used and name not in optional and not value:
                 raise ValueError(f"{user} needs {name}, as http://localhost:8000 or the name of the served model")
             if used and name.endswith("_url"):
                 base_url(value, name)

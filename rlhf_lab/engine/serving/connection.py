@@ -4,59 +4,24 @@ Every kind of question to a server is asked here: `engine.serving.sampling` draw
 them. Python's own HTTP client and a pool of threads do it; no further package is needed.
 """
 
-import http.client
 import json
 import random
 import threading
-import urllib.error
-import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any
 
 from tqdm.auto import tqdm
 
 from rlhf_lab.common.files import write_atomically
 from rlhf_lab.data.problems import shorten
+from rlhf_lab.engine.serving.exchange import BUSY, Arrived, Server, ServerError, Transient, exchange
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 LONGEST_WAIT = 60.0  # seconds between two attempts, whatever the server asks for
-
-Arrived = dict[tuple[int, int], Any]  # {(prompt, response): token ids}, {(comparison, order): probability}
-
-
-class ServerError(ConnectionError):
-    """The server is missing, serves another model, or answers wrongly; the message says what to do.
-
-    status: the HTTP status, if there was one. done: what had arrived, by request.
-    """
-
-    def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.done: Arrived = {}
-
-
-class Transient(ServerError):
-    """Busy, broken off or late: worth another attempt, after `wait` seconds if the server says so."""
-
-    wait = 0.0
-
-
-class Server(NamedTuple):
-    """Where to ask and how patiently; `stop` ends all waiting when another request has failed for good."""
-
-    url: str
-    model_name: str
-    api_key: str | None
-    timeout: float
-    retries: int
-    backoff: float
-    stop: threading.Event
+SAY_NOTHING_OF_THE_MODEL = (401, 403, *BUSY)  # statuses of a refusal that another model would meet too
 
 
 def check_server(server: Server) -> None:
@@ -66,13 +31,15 @@ def check_server(server: Server) -> None:
     one token decides.
     """
     try:
-        listed = _exchange(server, "/v1/models").get("data")
+        listed = exchange(server, "/v1/models").get("data")
     except ServerError as error:
         if error.status is None:
             start = (
                 f"start one there, e.g. `vllm serve {server.model_name}` or `transformers serve {server.model_name}`"
             )
             raise ServerError(f"no completions server answers: {error}; {start}, or correct the address") from error
+        if error.status == 401:
+            raise
         listed = None  # it answers, but lists nothing
     names = [entry.get("id") for entry in listed or [] if isinstance(entry, dict)]
     if server.model_name in names:
@@ -82,8 +49,8 @@ def check_server(server: Server) -> None:
         body = {"model": server.model_name, "prompt": "a", "max_tokens": 1}
         check_model(server, ask(server, "/v1/completions", body))
     except ServerError as error:
-        if error.status is None or error.status >= 500:
-            raise  # it is busy or broken; that says nothing about the model
+        if error.status is None or error.status >= 500 or error.status in SAY_NOTHING_OF_THE_MODEL:
+            raise
         raise ServerError(f"{problem}; asked for it: {error}", error.status) from error
 
 
@@ -110,10 +77,11 @@ def ask(server: Server, path: str, body: dict) -> dict:
     """The answer's JSON object; what is `Transient` is tried again, each time after twice the wait."""
     for attempt in range(server.retries + 1):
         try:
-            return _exchange(server, path, body)
+            return exchange(server, path, body)
         except Transient as error:
             if attempt == server.retries or server.stop.is_set():
-                raise ServerError(f"{error}; gave up after {attempt + 1} attempts", error.status) from error
+                asked = f"; it asks to wait {error.wait:.0f} s" if error.wait > LONGEST_WAIT else ""
+                raise ServerError(f"{error}; gave up after {attempt + 1} attempts{asked}", error.status) from error
             # Up to half as long again at random, so that many clients do not come back all at once.
             wait = max(error.wait, server.backoff * 2**attempt) * random.uniform(1.0, 1.5)
             server.stop.wait(min(wait, LONGEST_WAIT))
@@ -167,52 +135,3 @@ def kept(path: Path | None) -> Iterator[defaultdict[str, Arrived]]:
         raise
     if path is not None:
         path.unlink(missing_ok=True)
-
-
-def base_url(url: str, name: str = "url") -> str:
-    """Scheme, host and port, without the /v1 that many people add. Raises ValueError with `name` if it is none."""
-    base = url.rstrip("/").removesuffix("/v1")
-    if urlsplit(base).scheme not in ("http", "https") or not urlsplit(base).hostname:
-        raise ValueError(f"{name}={url!r}: give the address of a server, like http://localhost:8000")
-    return base
-
-
-def _exchange(server: Server, path: str, body: dict | None = None) -> dict:
-    """One request, one answer: a JSON object, or a ServerError, `Transient` if another attempt may help."""
-    headers = {"Content-Type": "application/json", "Accept": "application/json"}
-    if server.api_key:
-        headers["Authorization"] = f"Bearer {server.api_key}"
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(server.url + path, data=data, headers=headers)
-    # A proxy from the environment cannot reach this machine's own loopback.
-    proxies = urllib.request.ProxyHandler({} if urlsplit(server.url).hostname in LOOPBACK else None)
-    try:
-        with urllib.request.build_opener(proxies).open(request, timeout=server.timeout) as answer:
-            content = answer.read()
-    except urllib.error.HTTPError as error:
-        raise _refusal(server, path, error) from error
-    except (http.client.HTTPException, OSError) as error:  # URLError and TimeoutError are OSErrors
-        reason = getattr(error, "reason", error)
-        late = isinstance(reason, TimeoutError)
-        what = f"no answer within {server.timeout:g} s" if late else f"{type(reason).__name__}: {reason}"
-        raise Transient(f"{server.url}{path}: {what}") from error
-    try:
-        value = json.loads(content)
-    except ValueError as error:
-        text = shorten(content.decode(errors="replace"))
-        raise ServerError(f"{server.url}{path} answered something that is not JSON: {text}", 200) from error
-    if not isinstance(value, dict):
-        raise ServerError(f"{server.url}{path} answered no JSON object: {shorten(value)}", 200)
-    return value
-
-
-def _refusal(server: Server, path: str, error: urllib.error.HTTPError) -> ServerError:
-    with error:
-        said = shorten(error.read().decode(errors="replace"))
-    message = f"{server.url}{path} answered {error.code} {error.reason}: {said}"
-    if error.code not in (408, 429) and error.code < 500:
-        return ServerError(message, error.code)
-    transient = Transient(message, error.code)
-    asked = error.headers.get("Retry-After", "")
-    transient.wait = float(asked) if asked.isdigit() else 0.0
-    return transient

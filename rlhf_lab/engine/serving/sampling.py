@@ -7,7 +7,7 @@ its seed, and a server with a prefix cache (vLLM) still runs each prompt once.
 """
 
 import json
-import threading
+import re
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,11 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_lab.data.encoding import bos_id, encode_prompt, response_ids
 from rlhf_lab.data.problems import shorten
 from rlhf_lab.engine.generate import check_positive, check_sampling, each_temperature
-from rlhf_lab.engine.serving.connection import Server, ServerError, ask, ask_all, base_url, check_server, one_choice
+from rlhf_lab.engine.serving.connection import ask, ask_all, check_server, one_choice
+from rlhf_lab.engine.serving.exchange import Server, ServerError, base_url
 
 Responses = dict[tuple[int, int], list[int]]
+BROKEN = re.compile("[\ufffd\ud800-\udfff]")  # bytes that are no character, and halves of one
 
 
 def server_sample(
@@ -41,7 +43,7 @@ def server_sample(
     backoff: float = 0.5,
     send_ids: bool = False,
     extra_body: Mapping[str, Any] | None = None,
-    api_key: str | None = None,
+    api_key_variable: str | None = None,
     done: Responses | None = None,
     progress: str | None = None,
 ) -> list[list[list[int]]]:
@@ -55,6 +57,7 @@ def server_sample(
     prompts travel as ids (vLLM), not as text.
     extra_body: more fields of each request. Servers take some settings from the model's generation_config.json, which
     is greedy or cut to top_k for many models: `plain_sampling` names the fields that undo it.
+    api_key_variable: name of the environment variable with the server's API key; None: it wants none.
     done: responses of an earlier call that failed (`ServerError.done`); it receives those that arrive now. If nothing
     is missing no server is asked.
     Raises ServerError (an OSError) that says what is wrong, ValueError for a bad setting or a prompt that text cannot
@@ -63,7 +66,7 @@ def server_sample(
     heat = each_temperature(n, temperature, temperatures)
     check_sampling(n, heat, top_p, max_new_tokens)
     check_positive("concurrency", concurrency)
-    server = Server(base_url(url), model_name, api_key, timeout, retries, backoff, threading.Event())
+    server = Server(base_url(url), model_name, api_key_variable, timeout, retries, backoff)
     carried = [_carried(i, prompt, tokenizer, send_ids) for i, prompt in enumerate(prompts)]
     found = {} if done is None else done
     missing = [(i, j) for i in range(len(prompts)) for j in range(n) if (i, j) not in found]
@@ -101,11 +104,28 @@ def plain_sampling(kind: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, A
 def read_answer(
     server: Server, answer: dict, tokenizer: PreTrainedTokenizerBase, prompt_tokens: int, name: str
 ) -> list[int]:
-    """The one response's ids: EOS behind a text that the model ended, none behind one that was cut."""
+    """The one response's ids: behind a text that the model ended the token that ended it, none behind one that was cut.
+
+    A response whose text is broken inside a character is cut there: the tokens of those bytes cannot be told, and
+    U+FFFD would become tokens that nobody drew.
+    Raises ServerError that names the request if there is no response to read.
+    """
     choice = one_choice(server, answer, name)
-    text, reason = choice["text"], choice.get("finish_reason")
+    reason = choice.get("finish_reason")
     if reason not in ("stop", "length"):
         raise ServerError(f"{server.url}, {name}: finish_reason is {reason!r}, neither 'stop' nor 'length'")
+    _check_prompt_tokens(server, answer, prompt_tokens, name)
+    whole = choice["text"]
+    text = BROKEN.split(whole, maxsplit=1)[0]
+    end = _end_ids(server, choice, tokenizer, name) if text == whole else []
+    if len(whole) > len(text) + 1 or (text != whole and reason == "stop"):
+        warnings.warn(f"{name}: {shorten(ascii(whole))} is no text from {len(text)} on; cut there", stacklevel=2)
+    if not text and not end:
+        raise ServerError(f"{server.url}, {name}: a response was cut before it had any text; raise max_new_tokens")
+    return [*(response_ids(text, tokenizer) if text else ()), *end]
+
+
+def _check_prompt_tokens(server: Server, answer: dict, prompt_tokens: int, name: str) -> None:
     usage = answer.get("usage")
     read = usage.get("prompt_tokens", prompt_tokens) if isinstance(usage, dict) else prompt_tokens
     if read != prompt_tokens:
@@ -113,10 +133,23 @@ def read_answer(
             f"{server.url} reads {name.split(',')[0]} as {read} tokens, the local tokenizer as {prompt_tokens}: it "
             "serves another model or adds a template; give the tokenizer of the served model"
         )
-    if not text and reason == "length":
-        raise ServerError(f"{server.url}, {name}: a response was cut before it had any text; raise max_new_tokens")
-    ids = list(response_ids(text, tokenizer)) if text else []
-    return [*ids, tokenizer.eos_token_id] if reason == "stop" else ids
+
+
+def _end_ids(server: Server, choice: dict, tokenizer: PreTrainedTokenizerBase, name: str) -> list[int]:
+    """[the token that ended the response], [] if none did: it was cut, or a stop string was found in its text.
+
+    vLLM's `stop_reason` is the id of the token or the string; null, or absent as on other servers, means EOS.
+    """
+    stop = choice.get("stop_reason")
+    if choice["finish_reason"] == "length" or isinstance(stop, str):
+        return []
+    if stop is None:
+        return [tokenizer.eos_token_id]
+    if not isinstance(stop, int) or isinstance(stop, bool) or not 0 <= stop < len(tokenizer):
+        raise ServerError(
+            f"{server.url}, {name}: stop_reason is {stop!r}, no token of the local tokenizer; give the served model's"
+        )
+    return [stop]
 
 
 def _carried(
