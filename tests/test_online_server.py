@@ -328,6 +328,29 @@ def test_the_loop_with_a_served_judge_is_the_loop_with_the_model_itself(sft, pai
         run(tmp_path / "b", sft, judge_url="http://127.0.0.1:9", judge_answer="letter", **served)
 
 
+def test_the_loops_keys_reach_both_servers_and_no_file(sft, pairwise_folder, tmp_path, monkeypatch, capfd):
+    """Two servers, two keys; another key, as a new one at a renewal, makes nothing again."""
+    drawing, judging = "sk-drawing-51ac", "sk-judging-77e0"
+    monkeypatch.setenv("DRAW_KEY", drawing)
+    monkeypatch.setenv("JUDGE_KEY", judging)
+    keys = {"api_key_variable": "DRAW_KEY", "judge_api_key_variable": "JUDGE_KEY"}
+    settings = {"sampler": "server", "judge": "server", "judge_model": "judge 1", "iterations": 1} | keys
+    with fake_server(Engine()) as (url, drawn), fake_server(Judging(pairwise_folder)) as (judge_url, judged_bodies):
+        run(tmp_path, sft, server_url=url, judge_url=judge_url, **settings)
+    assert {body["key"] for body in drawn} == {f"Bearer {drawing}"}
+    assert {body["key"] for body in judged_bodies} == {f"Bearer {judging}"}
+    secrets = (drawing.encode(), judging.encode())
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert not [path for path in files if any(secret in path.read_bytes() for secret in secrets)]
+    printed = "".join(capfd.readouterr()).encode()
+    assert not any(secret in printed for secret in secrets)
+
+    monkeypatch.setenv("DRAW_KEY", "another")
+    addresses = {"server_url": "http://127.0.0.1:9", "judge_url": "http://127.0.0.1:9"}
+    assert remade(run(tmp_path, sft, **(settings | addresses | {"judge_api_key_variable": None}))) == set()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

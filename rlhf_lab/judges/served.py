@@ -50,7 +50,8 @@ def server_judge(
     answer: "logprobs" reads p_A from the answered token's `top_logprobs` (vLLM returns them); "letter" takes the
     letter that the server writes as p_A = 0 or 1, so that a comparison is 0, 1/2 or 1 (`transformers serve`).
     concurrency, timeout, retries, backoff, api_key_variable: as in `server_sample`. work: folder where the
-    answers of a call that fails are kept for the next one. The judge raises ServerError that names the comparison and says what to do.
+    answers of a call that fails are kept for the next one. The judge raises ServerError that names the comparison and
+    says what to do.
     """
     check_positive("concurrency", concurrency)
     if answer not in ("logprobs", "letter"):

@@ -66,7 +66,7 @@ class Server:
 
 
 def check_patience(timeout: float, retries: int, prefix: str = "") -> None:
-    """Raises ValueError unless timeout is a number of seconds above 0 and retries a count; `prefix` begins the names."""
+    """Raises ValueError unless timeout is seconds above 0 and retries a count; `prefix` stands before their names."""
     if not 0.0 < timeout < math.inf:
         raise ValueError(f"{prefix}timeout={timeout}: must be finite and above 0, in seconds")
     if retries < 0:
@@ -134,7 +134,7 @@ def seconds_asked(headers: Mapping[str, str]) -> float:
         return seconds or 0.0
     try:
         return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, TypeError):
         return 0.0
 
 
