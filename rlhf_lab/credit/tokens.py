@@ -21,7 +21,8 @@ from rlhf_lab.common.bootstrap import Interval, bootstrap_mean
 from rlhf_lab.data.encoding import encode_prompt, encode_response
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import collate
-from rlhf_lab.engine.generate import beam_search, token_logps
+from rlhf_lab.engine.beams import beam_search
+from rlhf_lab.engine.generate import token_logps
 from rlhf_lab.engine.logps import response_logps
 from rlhf_lab.engine.models import eval_mode
 from rlhf_lab.judges.rouge import rouge_l

@@ -17,9 +17,11 @@ from typing import NamedTuple
 import numpy
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import Batch, collate, token_budget_batches
+from rlhf_lab.engine.limits import check_examples
 from rlhf_lab.engine.models import eval_mode, set_gradient_checkpointing
 from rlhf_lab.engine.precision import autocast, check_master_weights, pick_device
 from rlhf_lab.training import checkpoints, schedule
@@ -40,6 +42,13 @@ class Losses(NamedTuple):
     loss: Tensor
     weights: Tensor
     metrics: dict[str, Tensor]
+
+    def plus_balancing(self, balancing: Tensor | None) -> "Losses":
+        """With the load-balancing loss of a mixture of experts added to the mean, and logged as `router/aux_loss`."""
+        if balancing is None:
+            return self
+        logged = {"router/aux_loss": balancing.detach().expand(len(self.loss))}
+        return Losses(self.loss + balancing * self.weights, self.weights, self.metrics | logged)
 
 
 # rows: [B], the indices of the batch's examples in the sequence that was given to `train` or `evaluate`.
@@ -84,6 +93,8 @@ def train(
     begin = time.perf_counter()
     if not examples:
         raise ValueError("train: there are no examples to train on")
+    if isinstance(model, PreTrainedModel):
+        check_examples(model, [*examples, *(eval_examples or ())])
     device = pick_device(settings.device)
     _prepare(model, settings, device)
     optimizers = make_optimizers(model, settings)
