@@ -32,8 +32,10 @@ def listed(names: Sequence[str]) -> str:
 
 
 def sentence(text: str) -> str:
-    """With a capital at its beginning and a full stop at its end."""
-    return text[:1].upper() + text[1:] + "." * (not text.endswith((".", "?", "!")))
+    """With a capital at its beginning, unless a symbol such as pi_ref stands there, and a full stop at its end."""
+    first = text.split(maxsplit=1)[0] if text.strip() else ""
+    begin = text if "_" in first else text[:1].upper() + text[1:]
+    return begin + "." * (not text.endswith((".", "?", "!")))
 
 
 def by_chance(signs: Iterable[int]) -> str:

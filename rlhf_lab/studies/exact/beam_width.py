@@ -8,7 +8,7 @@ from torch import Tensor
 from rlhf_lab.common.intervals import Interval, comparison, difference_interval, mean_interval, number, sign
 from rlhf_lab.common.plots import OKABE_ITO, label_ends, method_colour, style
 from rlhf_lab.objective import Objective
-from rlhf_lab.studies.wording import Notes, Table, told
+from rlhf_lab.studies.wording import Notes, Table, listed, told
 from rlhf_lab.worlds.trees.decoding import beam_search, guided_beams
 from rlhf_lab.worlds.trees.dpo import descend, pairs_loss, sample_pairs
 from rlhf_lab.worlds.trees.tree import Levels, TokenTree, path_sums, random_tree, sequences
@@ -19,7 +19,7 @@ SEEDS = 96
 
 BETA, RATE, PAIRS, VOCAB = 0.5, 4.0, 300, 3
 HORIZONS = {"eos": 8, "fixed": 6}
-TREES = {"eos": "responses may end early", "fixed": "all responses equally long"}
+TREES = {"eos": "responses may end early", "fixed": "all responses are equally long"}
 POLICIES = ("optimum", "early", "late")
 LINES = {
     "optimum": ("o-", OKABE_ITO["black"]),
@@ -148,8 +148,8 @@ def notes(results: dict) -> Notes:
         limits=[
             "a beam seeks the likeliest sequence under pi, which is not the sequence of the highest return",
             "the width of the highest return is chosen and measured in the same worlds, which flatters it",
-            "lengths are not normalised, as many decoders do",
-            "small trees, whose sequences the widest beam nearly exhausts",
+            "lengths are not normalised, while many decoders do so",
+            f"the trees are small: {listed([str(tree['sequences']) for tree in results['trees'].values()])} sequences",
         ],
     )
 

@@ -121,7 +121,7 @@ def notes(results: dict) -> Notes:
         ],
         found=found,
         limits=[
-            "one policy a sequence: a network that shares weights between prompts can also fall for other reasons",
+            "every sequence has a log-prob of its own; where a network shares weights it can fall for other reasons",
             "the mean over chosen responses falls; a single one may rise",
             "a fall is no harm by itself: the rejected ones fall further",
         ],
@@ -136,7 +136,8 @@ def _early_rises(results: dict) -> list[str]:
         best = max(range(len(steps)), key=lambda i: chosen[i]["mean"])
         if chosen[best]["low"] > 0 and best < len(steps) - 1:
             rise = number(chosen[best], ".2f")
-            told_rises.append(f"where {label}, the chosen log-prob is highest at step {steps[best]}, by {rise} nats")
+            where = f"highest at step {steps[best]}, {rise} nats above its start"
+            told_rises.append(f"where {label}, the chosen log-prob is {where}")
     return told_rises
 
 

@@ -22,7 +22,7 @@ from rlhf_lab.studies.exact.optimism_cells import (
     measure_regimes,
 )
 from rlhf_lab.studies.exact.optimism_rules import find_rules, rule_notes
-from rlhf_lab.studies.wording import Notes, Table, by_chance
+from rlhf_lab.studies.wording import Notes, Table, by_chance, listed
 
 __all__ = ["QUESTION", "SEEDS", "alt", "answer", "dataless_loss", "draw", "notes", "rule_notes", "run", "table"]
 
@@ -90,7 +90,7 @@ def notes(results: dict) -> Notes:
         equal=[
             f"every alpha meets the same {results['seeds']} worlds of {results['arms']} arms, so that differences are "
             "paired by world",
-            f"all runs have {results['rounds']} rounds of one comparison, and rewards within {results['bound']:g}",
+            f"all runs have {results['rounds']} rounds of one comparison; the fit bounds |r| by {results['bound']:g}",
             "the regret is that of pi_t; what the writing of the pairs costs is not in it",
         ],
         found=found,
@@ -105,11 +105,12 @@ def notes(results: dict) -> Notes:
 
 
 def _bet_note(quality: str, conditions: list[dict]) -> str:
+    """At which betas what optimism bets on, before any data, is better than what DPO plays in the end."""
     mine = [c for c in conditions if c["quality"] == quality and c["pairs"] == PAIRS[0]]
-    parts = [f"{c['dataless']:.2f} against {c['late']:.2f} at beta {c['beta']:g}" for c in mine]
+    better = [f"{c['beta']:g}" for c in mine if c["dataless"] < c["late"]]
     return (
-        f"with a {quality} pi_ref the optimist without data loses, against DPO on its own pairs in the second half, a "
-        f"round: {', '.join(parts)}"
+        f"with a {quality} pi_ref the optimist's policy before any data is better than DPO's late one at "
+        f"{f'beta {listed(better)}' if better else 'no beta'} ({len(mine)} tried)"
     )
 
 

@@ -69,23 +69,25 @@ def _round(value: float) -> float:
 
 
 def rule_notes(rules: dict) -> list[str]:
-    """The condition that separates best, the others for comparison, and always guessing the commoner answer."""
+    """The condition that separates best, always guessing the commoner answer, and the other conditions."""
     best = max(FEATURES, key=lambda feature: rules[feature]["held_out_accuracy"])
-    others = [feature for feature in FEATURES if feature != best]
+    rule, others = rules[best], [feature for feature in FEATURES if feature != best]
+    zero = f" (with a threshold of 0, in {rule['accuracy_at_zero']:.0%})" if "accuracy_at_zero" in rule else ""
     return [
-        f"the condition that separates best: {_rule_note(best, rules)}",
-        *(f"for comparison: {_rule_note(feature, rules)}" for feature in others),
-        f"always guessing the commoner answer is right in {rules['majority']:.0%} of the decided cells",
+        f"the best rule of thumb: optimism pays where {FEATURES[best]} is {rule['pays']} {rule['threshold']}",
+        f"that rule is right in {rule['accuracy']:.0%} of {rules['decided']} decided cells{zero}, and in "
+        f"{rule['held_out_accuracy']:.0%} when its threshold comes from the other qualities of pi_ref",
+        f"always guessing the commoner answer is right in {rules['majority']:.0%}",
+        *(_comparison(feature, rules) for feature in others),
     ]
 
 
-def _rule_note(feature: str, rules: dict) -> str:
+def _comparison(feature: str, rules: dict) -> str:
+    """A condition in short: its direction, and both accuracies."""
     rule = rules[feature]
     if rule["accuracy"] <= rules["majority"]:
-        return f"{FEATURES[feature]} says where optimism pays no better than the commoner answer does"
-    zero = f" (a threshold of 0: {rule['accuracy_at_zero']:.0%})" if "accuracy_at_zero" in rule else ""
+        return f"a rule by {FEATURES[feature]} is no better than the commoner answer"
     return (
-        f"optimism pays where {FEATURES[feature]} is {rule['pays']} {rule['threshold']}, right in "
-        f"{rule['accuracy']:.0%}{zero} of {rules['decided']} decided cells, and in {rule['held_out_accuracy']:.0%} "
-        "when the threshold comes from the other qualities of pi_ref"
+        f"a rule by {FEATURES[feature]} ({rule['pays']} {rule['threshold']}) is right in {rule['accuracy']:.0%}, and in "
+        f"{rule['held_out_accuracy']:.0%} on a quality of pi_ref that it has not seen"
     )

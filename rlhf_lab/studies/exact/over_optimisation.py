@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rlhf_lab.bradley_terry.comparisons import draw_pairs, labelled_pairs
-from rlhf_lab.common.intervals import comparison, difference_interval, held_out_peak, mean_interval, number, sign
+from rlhf_lab.common.intervals import difference_interval, held_out_peak, mean_interval, number, sign
 from rlhf_lab.common.plots import METHOD_LABELS, label_ends, method_colour, style
 from rlhf_lab.objective import Objective
 from rlhf_lab.studies.wording import Notes, Table, listed
@@ -85,7 +85,7 @@ def answer(results: dict) -> str:
         falling = [METHOD_LABELS[name] for name, m in methods.items() if _falls(m, results)]
         names = {0: "no method", len(methods): "all methods"}.get(len(falling), listed(falling))
         parts.append(f"at beta {beta} for {names}")
-    return f"The true value falls again {listed(parts)}."
+    return f"The true value falls again {', and '.join(parts)}."
 
 
 def _falls(m: dict, results: dict) -> bool:
@@ -109,18 +109,13 @@ def table(results: dict) -> Table:
 
 def notes(results: dict) -> Notes:
     """What was equal, how the peak was measured, and what the value leaves out."""
-    settings, found = results["settings"], []
-    for beta, methods in results["betas"].items():
-        for method in [m for m in methods if m != "dpo"]:
-            against = comparison(METHOD_LABELS[method], "DPO", methods[method]["end_against_dpo"])
-            found.append(f"at beta {beta}, after {settings['steps']} steps, {against} in true value")
+    settings = results["settings"]
     return Notes(
         equal=[
             f"all methods train on the same {settings['pairs']} comparisons of {settings['seeds']} worlds",
-            "rates are such that the first step widens a pair's gap equally",
+            "learning rates are such that the first step widens a pair's gap equally",
             "steps are equal and the KL that they reach is not: WPO's weights shrink its steps",
         ],
-        found=found,
         limits=[
             "the peak is chosen on every second world and measured on the others; nobody could stop there without "
             "knowing the true value",

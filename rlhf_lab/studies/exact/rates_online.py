@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
-from rlhf_lab.common.intervals import difference_interval, mean_interval, number, sign, slope_interval
+from rlhf_lab.common.intervals import difference_interval, mean_interval, number, slope_interval
 from rlhf_lab.common.plots import OKABE_ITO, label_ends, method_colour, style
 from rlhf_lab.studies.wording import Notes, Table
 from rlhf_lab.worlds.bandit import random_bandit
@@ -102,18 +102,9 @@ def notes(results: dict) -> Notes:
 
 
 def _findings(beta: float, group: list[dict]) -> list[str]:
-    """At one beta: whose regret differs from DPO's, DPO's identical pairs, and the loss of both writers."""
-    dpo, uniform, told = group[0], group[-1], []
-    for side, word in (
-        (-1, "a lower regret than"),
-        (1, "a higher regret than"),
-        (0, "no detectably other regret than"),
-    ):
-        names = [row["label"] for row in group[1:] if sign(row["against_dpo"]) == side]
-        if names:
-            told.append(f"at beta {beta:g} these have {word} DPO on its own pairs: {'; '.join(names)}")
+    """At one beta: DPO's identical pairs, and the loss of both writers."""
+    dpo, uniform = group[0], group[-1]
     return [
-        *told,
         f"at beta {beta:g} DPO draws the same response twice in {dpo['identical']:.0%} of its own pairs",
         f"at beta {beta:g} both writers together lose {number(uniform['pair_regret'], '.0f')} with uniform pairs, and "
         f"{number(dpo['pair_regret'], '.0f')} with DPO's own",

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rlhf_lab.bradley_terry.comparisons import labelled_pairs
-from rlhf_lab.common.intervals import Interval, comparison, mean_interval, number, sign
+from rlhf_lab.common.intervals import Interval, comparison, mean_interval, number
 from rlhf_lab.common.plots import OKABE_ITO, label_ends, method_colour, style
 from rlhf_lab.objective import WEIGHTINGS
 from rlhf_lab.studies.exact.wpo_training import (
@@ -105,25 +105,30 @@ def answer(results: dict) -> str:
 
 
 def table(results: dict) -> Table:
-    """A row a weighting: the cosine to the on-policy gradient with three sources of pairs, and the true values."""
+    """A row a weighting: the cosine to the on-policy gradient with three sources of pairs, and true values."""
     rows = [["weights", "cosine, pairs from pi itself", "cosine, from a uniform policy", "cosine, from another policy"]]
     for pairs in results["training"]:
-        rows[0] += [f"best true value, {pairs} pairs", f"last true value, {pairs} pairs"]
+        rows[0] += [f"best true value minus DPO's, {pairs} pairs", f"last minus DPO's, {pairs} pairs"]
     flatter, elsewhere = results["cosine"]["flatter"], results["cosine"]["elsewhere"]
     for name in VARIANTS:
         row = [name, *(number(i, ".3f") for i in (flatter[name][0], flatter[name][-1], elsewhere[name][-1]))]
         for training in results["training"].values():
-            row += [number(training[when][name], ".2f") for when in ("best", "end")]
+            for when in ("best_contrasts", "end_contrasts"):
+                row.append("" if name == "DPO" else number(training[when][f"{name} - DPO"], "+.3f"))
         rows.append(row)
     return rows
 
 
 def notes(results: dict) -> Notes:
     """What was equal, the contrasts of the trained policies, the spread of the weights, and one-sided data."""
-    settings = results["settings"]
-    found = [note for pairs, training in results["training"].items() for note in _contrast_notes(pairs, training)]
+    settings, found = results["settings"], []
+    for pairs, training in results["training"].items():
+        ends = [number(training[when]["DPO"], ".2f") for when in ("best", "end")]
+        found.append(f"with {pairs} pairs a context DPO's true value is {ends[0]} at its best point and {ends[1]} last")
     spreads = [f"{name} {number(s['relative_spread'], '.2f')}" for name, s in results["spread"].items()]
     found.append(f"the relative spread (std/mean) of on-policy weights is {', '.join(spreads)}")
+    for pairs, training in results["training"].items():
+        found += _side_notes(pairs, training)
     for pairs, data in results["one_sided_data"].items():
         found += _one_sided_notes(pairs, data)
     contrasts = sum(len(t[f"{when}_contrasts"]) for t in results["training"].values() for when in ("best", "end"))
@@ -155,25 +160,26 @@ def _still_rising(results: dict) -> list[str]:
     return told_paths
 
 
-def _contrast_notes(pairs: str, training: dict) -> list[str]:
-    """The contrasts "a - b" by what their intervals decide, at the best and at the last point."""
-    notes_of_pairs = []
+def _side_notes(pairs: str, training: dict) -> list[str]:
+    """Weights of the rejected response alone, against those of both and of the chosen one alone."""
+    told_sides = []
     for when, point in (("best", "at the best point"), ("end", "after the last step")):
-        for side, word in ((1, "above zero"), (-1, "below zero"), (0, "undecided")):
-            contrasts = training[f"{when}_contrasts"]
-            names = [f"{name} {number(i, '+.3f')}" for name, i in contrasts.items() if sign(i) == side]
-            if names:
-                begin = f"{pairs} off-policy pairs a context, {point}: differences of true value {word} are"
-                notes_of_pairs.append(f"{begin} {listed(names)}")
-    return notes_of_pairs
+        for other in ("sampled", "only w(y+)"):
+            words = comparison("only w(y-)", other, training[f"{when}_contrasts"][f"only w(y-) - {other}"], ".3f")
+            told_sides.append(f"{pairs} pairs, true value {point}: {words}")
+    return told_sides
 
 
 def _one_sided_notes(pairs: str, data: dict) -> list[str]:
     """On-policy rejected responses against on-policy chosen ones: true value at the best point and in the end."""
-    sides = "on-policy rejected responses", "on-policy chosen ones"
+    sides = "on-policy rejected data", "on-policy chosen data"
     points = (("best_difference", "true value at the best point"), ("end_difference", "true value at the end"))
     points += (("reward_difference", "true reward at the end"),)
-    return [f"{pairs} pairs with one side on-policy, {what}: {comparison(*sides, data[key])}" for key, what in points]
+    told_points = []
+    for key, what in points:
+        words = comparison(*sides, data[key], ".3f", words=("better", "worse"))
+        told_points.append(f"{pairs} one-sided pairs, {what}: {words}")
+    return told_points
 
 
 def draw(results: dict) -> Figure:
