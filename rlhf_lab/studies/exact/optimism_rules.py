@@ -88,6 +88,6 @@ def _comparison(feature: str, rules: dict) -> str:
     if rule["accuracy"] <= rules["majority"]:
         return f"a rule by {FEATURES[feature]} is no better than the commoner answer"
     return (
-        f"a rule by {FEATURES[feature]} ({rule['pays']} {rule['threshold']}) is right in {rule['accuracy']:.0%}, and in "
-        f"{rule['held_out_accuracy']:.0%} on a quality of pi_ref that it has not seen"
+        f"a rule by {FEATURES[feature]} ({rule['pays']} {rule['threshold']}) is right in {rule['accuracy']:.0%}, and "
+        f"in {rule['held_out_accuracy']:.0%} on a quality of pi_ref that it has not seen"
     )

@@ -77,9 +77,9 @@ def answer(results: dict) -> str:
     size = f"{abs(difference['mean']):.3f}"
     word = told(
         difference,
-        f"Yes: after {last} epochs VPO offline keeps {size} more reward than DPO",
-        f"No: after {last} epochs VPO offline has {size} less reward than DPO",
-        f"After {last} epochs no difference in reward between VPO offline and DPO can be told",
+        f"Yes: after {last} epochs VPO offline keeps {size} more sampled reward than DPO",
+        f"No: after {last} epochs VPO offline has {size} less sampled reward than DPO",
+        f"After {last} epochs no difference in sampled reward between VPO offline and DPO can be told",
     )
     return f"{word}, at a KL of {_end(paths['vpo .2'], 'kl')} nats against {_end(paths['dpo'], 'kl')}."
 
@@ -88,12 +88,18 @@ def table(results: dict) -> Table:
     """A row a method: both rewards against SFT's and since the first epoch, and the KL."""
     first, last = results["settings"]["epochs"][0], results["settings"]["epochs"][-1]
     rows = [["method", f"sampled reward against SFT's, {last} epochs", f"sampled, from epoch {first} to {last}"]]
-    rows[0] += ["greedy reward against SFT's", f"greedy, from epoch {first} to {last}", "KL to SFT, nats a response"]
+    rows[0] += [
+        "sampled, minus DPO's",
+        "greedy reward against SFT's",
+        f"greedy, from epoch {first} to {last}",
+        "KL to SFT, nats a response",
+    ]
     for arm, path in results["paths"].items():
-        row = [LOOKS[arm][0]]
-        for measured in ("gold", "greedy"):
-            row += [number(gain(path, measured, since=since), "+.3f") for since in (0, 1)]
-        rows.append([*row, number(intervals(path, "kl")[-1], ".1f")])
+        sampled, greedy = (
+            [number(gain(path, measured, since=since), "+.3f") for since in (0, 1)] for measured in ("gold", "greedy")
+        )
+        against = "" if arm == "dpo" else number(contrast(path, results["paths"]["dpo"], "gold"), "+.3f")
+        rows.append([LOOKS[arm][0], *sampled, against, *greedy, number(intervals(path, "kl")[-1], ".1f")])
     return rows
 
 
@@ -102,7 +108,7 @@ def notes(results: dict) -> Notes:
     settings, paths = results["settings"], results["paths"]
     first, last = settings["epochs"][0], settings["epochs"][-1]
     drift = contrast(paths["dpo"], paths["wpo"], "gold", since=1)
-    less = told(drift, "loses more than", "loses less than", "does not detectably differ from")
+    less = told(drift, "keeps less than", "keeps more than", "does not detectably differ from")
     found = [
         comparison("alpha 1", f"alpha {small}", contrast(paths["vpo 1"], paths[f"vpo {small}"], "gold"), ".3f")
         for small in (".05", ".2")
