@@ -73,7 +73,8 @@ def test_build_then_check_agree_and_every_kind_of_staleness_is_caught(tmp_path, 
 
         # %% tags=["solution"]
         import matplotlib.pyplot as plt
-        from rlhf_lab.common.plots import show, style
+        from rlhf_lab.common.plots import style
+        from rlhf_lab.course.figures import show
         with style():
             fig, ax = plt.subplots()
             ax.plot([1, 2])

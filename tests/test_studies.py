@@ -4,7 +4,6 @@ import importlib
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -220,15 +219,13 @@ def test_the_help_lists_every_study_and_its_question_without_torch():
 
 @pytest.mark.parametrize("name", command.STUDIES)
 def test_every_study_runs_in_its_fast_version(name, tmp_path):
-    """The binding interface; sentences with numbers; a figure; small JSON; 10 s of processor time, with slack 3."""
+    """The binding interface; sentences with numbers; a figure; small JSON."""
     module = importlib.import_module(command.STUDIES[name])
     if hasattr(module, "open_world"):
         docstring_pairs()  # reading all packages, once per machine, is no part of a study
     assert module.QUESTION.endswith("?") and command.question_of(name) == module.QUESTION
     assert isinstance(module.SEEDS, int) and module.SEEDS >= 2
-    begin = time.process_time()
     record = command.run_study(name, module, 4, True, f"rlhf-lab study {name} --seeds 4 --fast")
-    assert time.process_time() - begin < 10 * 3
     command.write_study(module, record, tmp_path)
     assert (tmp_path / "results.json").stat().st_size < 100_000
     assert (tmp_path / "figure.png").stat().st_size > 5_000

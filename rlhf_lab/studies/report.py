@@ -11,6 +11,7 @@ import ast
 import datetime
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import platform
 import sys
@@ -147,7 +148,7 @@ def made_by(record: dict) -> str:
 
 def question_of(name: str) -> str:
     """QUESTION of a study, read from its source without importing it; raises ValueError if there is none."""
-    path = Path(__file__).parents[2] / f"{STUDIES[name].replace('.', '/')}.py"
+    path = Path(importlib.util.find_spec(STUDIES[name]).origin)
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if isinstance(target, ast.Name) and target.id == "QUESTION":
