@@ -189,8 +189,8 @@ def test_refused_data():
 def test_study_speaks_and_draws(study):
     """Numbers survive JSON, every sentence ends, and the same results give the same words and a picture."""
     results = json.loads(json.dumps(study.run(8, fast=True), allow_nan=False))
-    told = study.sentences(results)
-    assert told == study.sentences(results) and all(text.endswith(".") and "nan" not in text for text in told)
+    told = study.answer(results), study.table(results), study.notes(results)
+    assert told == (study.answer(results), study.table(results), study.notes(results)) and "nan" not in str(told)
     assert len(study.draw(results).axes) >= 2 and len(study.alt(results).split()) > 10
     plt.close("all")
 
