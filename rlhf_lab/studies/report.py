@@ -45,11 +45,10 @@ EXACT = (
 TEXT = ("summarization-offline", "summarization-offpolicy", "summarization-online", "reward-hacking")
 
 # name: module
-STUDIES = {
-    name: f"rlhf_lab.studies.{room}.{name.replace('-', '_')}"
-    for room, names in {"exact": EXACT, "text": TEXT}.items()
-    for name in names
-}
+STUDIES: dict[str, str] = {}
+for _room, _names in {"exact": EXACT, "text": TEXT}.items():
+    for _name in _names:
+        STUDIES[_name] = f"rlhf_lab.studies.{_room}.{_name.replace('-', '_')}"
 
 
 def run_study(name: str, module: ModuleType, seeds: int, fast: bool, command: str) -> dict:

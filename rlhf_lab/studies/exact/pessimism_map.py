@@ -221,7 +221,10 @@ def draw_panel(ax: Axes, cells: list[dict[str, Any]], alphas: list[float], *, na
 def alt(results: dict[str, Any]) -> str:
     """How many cells of the picture are blue and red, and the extreme ones."""
     shown = [c for c in results["cells"] if c["calibration"] == "reference"]
-    flat = [(change, c, a) for c in shown for change, a in zip(_changes(c), results["settings"]["alphas"], strict=True)]
+    flat = []
+    for cell in shown:
+        for change, alpha in zip(_changes(cell), results["settings"]["alphas"], strict=True):
+            flat.append((change, cell, alpha))
     least, most = (pick(flat, key=lambda item: item[0]["mean"]) for pick in (min, max))
     where = [
         f"{i['mean']:+.2f} (pi_ref {c['reference']}, beta {c['beta']}, data {c['behaviour']}, N {c['size']}, alpha {a})"

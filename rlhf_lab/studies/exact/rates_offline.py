@@ -155,10 +155,10 @@ def draw(results: dict[str, Any]) -> Figure:
 def alt(results: dict[str, Any]) -> str:
     """The ends of every curve and its slope, in words."""
     sizes = results["settings"]["sizes"]
-    told = [
-        f"{name} coverage, {METHODS[m]}: {curve[0]['mean']:.2g} to {curve[-1]['mean']:.2g}, "
-        f"slope {part['slopes'][m]['mean']:.2f}"
-        for name, part in results["coverage"].items()
-        for m, curve in part["curves"].items()
-    ]
-    return f"Suboptimality falls with N from {sizes[0]} to {sizes[-1]} on log-log axes. {'; '.join(told)}."
+    ends = []
+    for name, part in results["coverage"].items():
+        for method, curve in part["curves"].items():
+            slope = f"slope {part['slopes'][method]['mean']:.2f}"
+            value = f"{curve[0]['mean']:.2g} to {curve[-1]['mean']:.2g}"
+            ends.append(f"{name} coverage, {METHODS[method]}: {value}, {slope}")
+    return f"Suboptimality falls with N from {sizes[0]} to {sizes[-1]} on log-log axes. {'; '.join(ends)}."
