@@ -95,6 +95,8 @@ def train(
         raise ValueError("train: there are no examples to train on")
     if isinstance(model, PreTrainedModel):
         check_examples(model, [*examples, *(eval_examples or ())])
+    if eval_examples:
+        _eval_batches(eval_examples, settings)  # raises now, not after the last step
     device = pick_device(settings.device)
     _prepare(model, settings, device)
     optimizers = make_optimizers(model, settings)
@@ -107,6 +109,11 @@ def train(
     unchecked: list[StepRecord] = []
 
     with MetricsLog(settings, total, step) as log:
+        if eval_examples and step and (step == total or _due(step, settings.eval_steps, False)):
+            # it was killed between saving and evaluating, or is finished and gets other examples than it had
+            row = evaluate(model, eval_examples, eval_loss_fn or loss_fn, settings)
+            if not any(known.items() >= row.items() for known in read_metrics(settings.output_dir)):
+                log.write(step, row)
         if eval_examples and settings.eval_on_start and step == 0:
             log.write(step, evaluate(model, eval_examples, eval_loss_fn or loss_fn, settings))
 
@@ -147,12 +154,12 @@ def train(
                 row = averages.read_and_clear() | now
                 log.write(step, row)
                 warn_if_margin_stays_zero(row, step)
-            if eval_examples and (last or _due(step, settings.eval_steps, last)):
-                log.write(step, evaluate(model, eval_examples, eval_loss_fn or loss_fn, settings))
-            if saving:
+            if saving:  # before evaluating: what was trained is not lost if that fails
                 seconds = time.perf_counter() - begin
                 done = Progress(step, place.epoch, place.index + 1, num_tokens, averages.state(), seconds)
                 last_saved = checkpoints.save_checkpoint(model, optimizers, done, identity, settings)
+            if eval_examples and (last or _due(step, settings.eval_steps, last)):
+                log.write(step, evaluate(model, eval_examples, eval_loss_fn or loss_fn, settings))
 
     _finish(model, tokenizer, settings)
     history = read_metrics(settings.output_dir)
@@ -167,13 +174,17 @@ def evaluate(
 ) -> dict[str, float]:
     """Loss and metrics over all of `examples`, in evaluation mode, under the names eval_loss, eval_..."""
     device = next(model.parameters()).device
-    limits = settings.tokens_per_batch, settings.per_device_train_batch_size
     averages = Averages()
     with eval_mode(model), autocast(device, settings.bf16):
-        for indices in token_budget_batches(examples, *limits, seed=0, epoch=0):
+        for indices in _eval_batches(examples, settings):
             batch = collate([examples[i] for i in indices], device)
             averages.add(*loss_fn(model, batch, torch.tensor(indices, device=device)))
     return {f"eval_{name}": value for name, value in averages.read_and_clear().items()}
+
+
+def _eval_batches(examples: Sequence[Example], settings: TrainingSettings) -> list[list[int]]:
+    limits = settings.tokens_per_batch, settings.per_device_train_batch_size
+    return list(token_budget_batches(examples, *limits, seed=0, epoch=0))
 
 
 def _prepare(model: nn.Module, settings: TrainingSettings, device: torch.device) -> None:
