@@ -161,8 +161,6 @@ def tiny_study(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(command.STUDIES, "tiny", "tiny_study_module")
     monkeypatch.chdir(tmp_path)
-    # Where no study is asked for by that path the help would look for the source beside the others.
-    monkeypatch.setattr(command, "question_of", lambda name: "Is a die fair?")
     return tmp_path
 
 
@@ -218,7 +216,7 @@ def test_a_study_without_a_name_is_listed_with_its_question(tiny_study, capsys):
         assert cli.main(["study", *arguments]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split()[0] for line in lines] == list(command.STUDIES)
-        assert all(line.endswith("Is a die fair?") for line in lines)
+        assert lines[-1].endswith("Is a die fair?") and all(line.endswith("?") for line in lines)
     assert not (tiny_study / "studies").exists()
 
 
