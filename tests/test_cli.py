@@ -13,7 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from rlhf_lab.commands import cli, doctor
-from rlhf_lab.common.arguments import Parser, add_fields, build, convert, read_values
+from rlhf_lab.common.arguments import Parser, add_fields, build, convert, read_values, read_yaml
 from tests.training_helpers import tiny_llama, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -229,3 +229,10 @@ def test_docs_prints_counts_and_examples(capsys, monkeypatch):
     assert "from 20 source files, 3 of them skipped" in shown
     assert "7 pairs: 4 train, 0 validation, 3 test" in shown and "json 7" in shown
     assert shown.count("-> short") == 2 and "(train)" not in shown
+
+
+@pytest.mark.parametrize("text", ["beta: 0.1\nbeta: 0.2\n", "learning_rate: 1.0e-4\nlearning-rate: 1.0e-5\n"])
+def test_a_setting_that_a_file_gives_twice_is_refused(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"'(beta|learning_rate)' is given twice"):
+        read_yaml(tmp_path / "a.yaml", ["beta", "learning_rate"])

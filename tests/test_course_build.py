@@ -73,7 +73,8 @@ def test_build_then_check_agree_and_every_kind_of_staleness_is_caught(tmp_path, 
 
         # %% tags=["solution"]
         import matplotlib.pyplot as plt
-        from rlhf_lab.common.plots import show, style
+        from rlhf_lab.common.plots import style
+        from rlhf_lab.course.figures import show
         with style():
             fig, ax = plt.subplots()
             ax.plot([1, 2])
@@ -288,13 +289,13 @@ def test_result_tables_go_between_the_readmes_markers(tmp_path):
 
 
 def test_the_studies_table_has_each_shipped_study_in_the_commands_order(tmp_path):
-    """What ships in docs/studies is in the README, with the sentence that its own numbers make."""
-    readme, root = tmp_path / "README.md", PACKAGE.parent
+    """What ships in docs/studies is in its README, with the answer that its own numbers make."""
+    readme, shipped = tmp_path / "README.md", PACKAGE.parent / "docs" / "studies"
     readme.write_text("<!-- studies:begin -->\n<!-- studies:end -->\n", encoding="utf-8")
-    files = sorted(map(str, (root / "docs" / "studies").glob("*/results.json")))
+    files = sorted(map(str, shipped.glob("*/results.json")))
     assert results.main(["studies", *files, "--readme", str(readme)]) == 0
     table = readme.read_text(encoding="utf-8")
-    assert table in (root / "README.md").read_text(encoding="utf-8")
+    assert table in (shipped / "README.md").read_text(encoding="utf-8")
     assert [line.split("]")[0][3:] for line in table.splitlines() if line.startswith("| [")] == list(STUDIES)
     with pytest.raises(SystemExit):
         results.main(["benchmark", *files, "--readme", str(readme)])

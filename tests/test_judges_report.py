@@ -263,3 +263,12 @@ def test_judge_from_the_command_line_twice(tmp_path, capsys, kind):
     assert main(["judge", *flags, "--test_folds", "3"]) == 2 and "must be in 1..2" in capsys.readouterr().err
     data.write_bytes(b"no gzip")
     assert main(["judge", *flags]) == 2 and "not a whole gzip file" in capsys.readouterr().err
+
+
+def test_a_judge_is_compared_with_the_better_ruler():
+    """Short answers win three of four: always-longer is right once, always-shorter three times, the judge twice."""
+    lengths = np.array([[1, 9], [2, 9], [3, 9], [9, 1]])
+    report = judge_report(Verdicts(np.array([0.9, 0.9, 0.1, 0.1]), lengths))
+    assert report["length_rule"] == "always_shorter"
+    assert report["always_shorter"]["mean"] == 0.75 and report["always_longer"]["mean"] == 0.25
+    assert report["gain_over_length"]["mean"] == pytest.approx(0.5 - 0.75)

@@ -17,7 +17,7 @@ from rlhf_lab.commands import train_online as command
 from rlhf_lab.common.arguments import Parser, read_values
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.generate import sample
-from rlhf_lab.engine.models import load_model
+from rlhf_lab.engine.loading import load_model
 from rlhf_lab.judges.reward_model import reward_model
 from rlhf_lab.judges.rouge import rouge_l
 from rlhf_lab.objective import preset

@@ -11,7 +11,7 @@ import torch
 from tokenizers.pre_tokenizers import Punctuation, Sequence, WhitespaceSplit
 
 from rlhf_lab.engine.generate import sample
-from rlhf_lab.engine.models import load_model
+from rlhf_lab.engine.loading import load_model
 from rlhf_lab.engine.serving.exchange import ServerError
 from rlhf_lab.judges.pairwise import pairwise_judge
 from rlhf_lab.judges.served import question, server_judge

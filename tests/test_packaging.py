@@ -97,7 +97,7 @@ def test_ci_takes_its_commands_from_the_readme():
             "ruff check",
             "ruff format",
             "pytest",
-            "course.build --check",
+            "authoring.build --check",
             "summarize",
         )
     ]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 
 from rlhf_lab.bradley_terry import preference_probability, sample_preferences
 from rlhf_lab.judges.rouge import rouge, rouge_l
@@ -72,3 +73,30 @@ def test_preferences_are_drawn_with_their_probability():
 def test_bad_temperature_is_refused(temperature):
     with pytest.raises(ValueError, match="temperature"):
         preference_probability(torch.tensor(1.0), torch.tensor(0.0), temperature)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "score"),
+    [
+        ("caf", "café", 0.0),  # another word, not the same one with a letter lost
+        ("café", "cafe\u0301", 1.0),  # one accent, typed in two ways
+        ("открыть файл", "открыть файл", 1.0),
+        ("открыть порт", "открыть файл", 0.5),
+        ("打开文件", "打开端口", 0.5),  # no spaces: each character is a word
+        ("open 3 files", "open 4 files", 2 / 3),
+    ],
+)
+def test_words_are_words_in_every_script(prediction, reference, score):
+    assert rouge(prediction, reference)["rouge1"] == pytest.approx(score)
+
+
+@given(prediction=WORDS, reference=WORDS)
+def test_english_words_are_those_of_the_package(prediction, reference):
+    theirs = RougeScorer(["rougeL"], use_stemmer=True).score(reference, prediction)["rougeL"].fmeasure
+    assert rouge_l(prediction, reference) == pytest.approx(theirs, abs=1e-12)
+
+
+def test_equal_rewards_are_equal_to_the_last_bit():
+    """LCS 2 with 3 and 7 words against 2 with 7 and 3: 2PR/(P+R) rounds differently, the reward may not."""
+    short, long = "a b c", "a b d e f g h"
+    assert rouge_l(short, long) == rouge_l(long, short) == 0.4

@@ -1,4 +1,4 @@
-"""What a server may say besides a plain answer: waits, errors, ends of a response, broken characters, and its API key."""
+"""What a server may say besides a plain answer: waits, errors, ends of a response, broken characters; its API key."""
 
 import json
 import logging
@@ -150,7 +150,7 @@ def test_a_response_that_is_cut_inside_a_character_ends_before_it(broken):
 def test_a_response_that_is_broken_elsewhere_is_cut_there_with_a_warning(text, reason, broken):
     with (
         fake_server(lambda body: answer(body, text.format(broken), reason)) as (url, _),
-        pytest.warns(UserWarning, match="prompt 0, response 0: .*is no text from 5 on"),
+        pytest.warns(UserWarning, match=r"prompt 0, response 0: .*is no text from 5 on"),
     ):
         assert one(url) == [3, 4]
 
@@ -158,7 +158,7 @@ def test_a_response_that_is_broken_elsewhere_is_cut_there_with_a_warning(text, r
 def test_a_response_of_broken_characters_only_is_named():
     with (
         fake_server(lambda body: answer(body, "\ufffd", "length")) as (url, _),
-        pytest.raises(ServerError, match="prompt 0, response 0: .*cut before it had any text"),
+        pytest.raises(ServerError, match=r"prompt 0, response 0: .*cut before it had any text"),
     ):
         one(url)
 
@@ -188,7 +188,7 @@ def test_a_401_says_that_a_key_is_missing_and_nothing_about_the_model(listing):
     models = (lambda: (401, {}, b"who are you")) if listing else (lambda: {"data": []})
     with (
         fake_server(lambda _: (401, {}, b"who are you"), models) as (url, _),
-        pytest.raises(ServerError, match="401.*who are you.*wants an API key.*api_key_variable") as caught,
+        pytest.raises(ServerError, match=r"401.*who are you.*wants an API key.*api_key_variable") as caught,
     ):
         one(url)
     assert caught.value.status == 401 and "does not serve" not in str(caught.value)

@@ -147,21 +147,21 @@ def made_up(gold_path, score_path, longer=20.0):
 @pytest.mark.parametrize(
     ("gold", "score", "answer"),
     [
-        ([0.1, 0.12, 0.14], [0, 1, 2], "yes: "),
-        ([0.1, 0.14, 0.12], [0, 1, 2], "only at first: "),
-        ([0.1, 0.12, 0.05], [0, 1, 2], "no: "),
-        ([0.1, 0.10, 0.1], [0, 1, 2], "not detectably: "),
-        ([0.1, 0.12, 0.14], [0, 0, 0], "this cannot be told, for the proxy did not rise: "),
+        ([0.1, 0.12, 0.14], [0, 1, 2], "Yes: the judge's score rises by 2.0 standard deviations, and the true reward"),
+        ([0.1, 0.14, 0.12], [0, 1, 2], "Only at first: "),
+        ([0.1, 0.12, 0.05], [0, 1, 2], "No: "),
+        ([0.1, 0.10, 0.1], [0, 1, 2], "Not detectably: "),
+        ([0.1, 0.12, 0.14], [0, 0, 0], "That cannot be told, for training on the learned judge did not raise"),
     ],
 )
-def test_the_first_sentence_answers_as_the_data_do(gold, score, answer):
+def test_the_answer_is_what_the_data_say(gold, score, answer):
     results = made_up(gold, score)
-    if "not detectably" in answer:
+    if "Not detectably" in answer:
         results["paths"]["learned"]["gold"][-1] = [0.09, 0.11, 0.09, 0.11]
-    assert reward_hacking.sentences(results)[0].startswith(answer)
+    assert reward_hacking.answer(results).startswith(answer)
 
 
-def test_length_sentences_follow_the_direction():
+def test_length_notes_follow_the_direction():
     for longer, word in product((20.0, -20.0), ("rises", "falls")):
-        text = " ".join(reward_hacking.sentences(made_up([0.1, 0.12, 0.14], [0, 1, 2], longer)))
+        text = " ".join(reward_hacking.length_notes(made_up([0.1, 0.12, 0.14], [0, 1, 2], longer)))
         assert (f"the length {word} by 20" in text) == ((longer > 0) == (word == "rises"))

@@ -118,19 +118,22 @@ def results():
     }
     facts = ("pairs", "effective", "chosen_reward", "rejected_reward", "chosen_logp", "rejected_logp")
     return {
-        "settings": {"seeds": 2, "epochs": [1, 4]},
+        "settings": {"seeds": 2, "epochs": [1, 4], "documents": 160, "held_out": 80},
         "data": {name: {fact: [1.0, 2.0] for fact in facts} for name in summarization_offpolicy.DATA},
         "steps": {arm: {"weight": [0.5, 0.5], "grad_norm": [1.0, 1.0]} for arm in ends},
         "paths": paths,
     }
 
 
-def test_the_first_sentence_follows_the_numbers(results):
-    first = summarization_offpolicy.sentences(results)[0]
-    assert "after 1 epoch WPO sampled is higher than DPO by 0.020" in first
+def test_the_answer_follows_the_numbers(results):
+    """The seeds differ from one another by .01 alone, in both arms: the difference is .02 exactly."""
+    yes = "Yes: after 4 epochs WPO's sampled reward minus DPO's is +0.020 (+0.020 to +0.020)."
+    assert summarization_offpolicy.answer(results) == yes
     turned = json.loads(json.dumps(results))
     turned["paths"]["off wpo"], turned["paths"]["off dpo"] = turned["paths"]["off dpo"], turned["paths"]["off wpo"]
-    assert "after 1 epoch WPO sampled is lower than DPO by 0.020" in summarization_offpolicy.sentences(turned)[0]
+    assert summarization_offpolicy.answer(turned).startswith("No: after 4 epochs")
+    turned["paths"]["off dpo"] = turned["paths"]["off wpo"]
+    assert summarization_offpolicy.answer(turned).startswith("That cannot be told")
 
 
 def test_figure_and_alt(results):

@@ -1,11 +1,13 @@
 """The worlds of the summarisation studies and the paths that they leave, on the tiny model and toy documents."""
 
+from itertools import combinations
+
 import pytest
 import torch
 
 from rlhf_lab.common.intervals import mean_interval
 from rlhf_lab.objective import preset
-from rlhf_lab.studies.text import summaries
+from rlhf_lab.studies.text import sharing, summaries
 from rlhf_lab.studies.text.paths import along, collect, contrast, gain, intervals
 from rlhf_lab.studies.text.summaries import draw_summaries, each_seed, measure, open_world, trained
 from rlhf_lab.summarization.candidates import prompt_ids
@@ -91,3 +93,21 @@ def test_runs_are_turned_into_paths_by_hand():
     assert along(path, "epochs", [0, 3])["epochs"] == [[0, 0], [3, 3]] and "epochs" not in path
     with pytest.raises(ValueError, match="same arms and points"):
         collect([runs[0], {"dpo": runs[1]["dpo"][:1]}])
+
+
+def test_the_notes_say_what_two_seeds_share(corpus, monkeypatch):
+    """Drawing 10 of the toy's usable documents, another seed has each of them with the chance 10 / pool."""
+    pool = [document for document in corpus if document.split == "validation"]
+    monkeypatch.setattr(sharing, "TRAINING_POOL", len(pool))
+    worlds = [open_world(seed, 8, documents=10, held_out=2, model="tiny") for seed in range(8)]
+    names = [{document.name for document in world.documents} for world in worlds]
+    shared = [len(a & b) / 10 for a, b in combinations(names, 2)]
+    assert sum(shared) / len(shared) == pytest.approx(sharing.shared_share(10), abs=0.1)
+
+
+def test_the_share_by_hand():
+    """200 of 480 documents: .417; more than there are cannot be shared."""
+    assert sharing.shared_share(200) == pytest.approx(0.4167, abs=1e-4) and sharing.shared_share(1000) == 1
+    first, second = sharing.sharing_notes(4, 200, 100)
+    assert "these 4 seeds are narrower than they look" in first and "42% of their 200 training documents" in first
+    assert "100 held-out documents of its own" in second

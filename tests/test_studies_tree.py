@@ -14,19 +14,33 @@ def test_a_study_says_what_it_found(study):
     text = json.dumps(results, allow_nan=False)
     assert len(text) < 100_000
     results = json.loads(text)
-    told = study.sentences(results)
-    assert len(told) > 2 and all(len(sentence.split()) > 4 for sentence in told)
+    notes = study.notes(results)
+    assert len(study.answer(results).split()) < 25 and len(study.table(results)) > 3
+    assert all(len(note.split()) > 4 for note in (*notes.equal, *notes.found, *notes.limits))
     assert len(study.alt(results).split()) > 10 and study.QUESTION.endswith("?")
     plt.close(study.draw(results))
 
 
-def test_the_sentence_follows_the_numbers():
+def test_the_answer_follows_the_numbers():
     """The same code says "rises" when the interval is above zero, "falls" below, and that it cannot tell between."""
     results = likelihood_decline.run(4, True)
-    for low, high, word in ((0.1, 0.3, "rises by 0.2"), (-0.3, -0.1, "falls by 0.2"), (-0.1, 0.2, "does not move")):
-        results["paths"]["writer"]["chosen"][-1] = {"mean": (low + high) / 2, "low": low, "high": high}
-        sentence = next(s for s in likelihood_decline.sentences(results) if "wrote the pairs" in s)
-        assert f"the chosen log-prob {word}" in sentence
+    for low, high, word in (
+        (0.1, 0.3, "rises by 0.20 nats."),
+        (-0.3, -0.1, "falls by 0.20"),
+        (-0.1, 0.2, "does not move"),
+    ):
+        results["paths"]["sft"]["chosen"][-1] = {"mean": (low + high) / 2, "low": low, "high": high}
+        assert word in likelihood_decline.answer(results)
+
+
+def test_dpo_beats_position_only_where_it_stays_above_it():
+    """Won at 30 pairs, undecided at 300, won at 3,000: from 3,000 pairs on."""
+    results = token_credit.run(4, True)
+    won, open_ = {"mean": 0.2, "low": 0.1, "high": 0.3}, {"mean": 0.0, "low": -0.1, "high": 0.1}
+    results["over"]["position"] = [won, open_, won]
+    assert "beat the best guess by position from 3000 pairs on" in token_credit.answer(results)
+    results["over"]["position"] = [won, won, open_]
+    assert "never beat the best guess by position detectably" in token_credit.answer(results)
 
 
 def test_identities_of_the_decline_hold_in_the_study():

@@ -3,10 +3,12 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from rlhf_lab.commands import cli
+from rlhf_lab.common import bootstrap, files
 from rlhf_lab.common.bootstrap import bootstrap_mean
 from rlhf_lab.common.files import key_of, stored
 from rlhf_lab.data.docstrings import DocstringPair
@@ -259,3 +261,20 @@ def test_a_stage_that_fails_does_not_leave_the_old_value(tmp_path):
     with pytest.raises(ZeroDivisionError):
         stored(path, "k2", lambda: [1 / 0])
     assert stored(path, "k1", lambda: [4]) == ([4], False)
+
+
+def test_the_bootstrap_draws_the_same_in_blocks(monkeypatch):
+    """One block or many: the memory changes, the interval does not."""
+    values = np.random.default_rng(3).normal(size=50)
+    whole = bootstrap.bootstrap_mean(values, resamples=200)
+    monkeypatch.setattr(bootstrap, "BLOCK", 70)
+    assert bootstrap.bootstrap_mean(values, resamples=200) == whole
+
+
+@pytest.mark.parametrize("content", ["", '{"key": "k", "val', "[]"])
+def test_a_broken_stage_file_is_made_again(tmp_path, capsys, content):
+    path = tmp_path / "stage.json"
+    path.write_text(content)
+    assert files.stored(path, "k", lambda: {"a": 1}) == ({"a": 1}, False)
+    assert files.stored(path, "k", lambda: {"a": 2}) == ({"a": 1}, True)
+    assert content == "[]" or f"{path} is broken" in capsys.readouterr().out

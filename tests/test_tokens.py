@@ -170,7 +170,7 @@ def test_chat_template_without_an_end_gets_eos_and_with_bos_gets_one():
 def test_chat_prefix_violation_names_row_and_both_decodings():
     template = "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}<think>{% endif %}"
     tokenizer = make_tokenizer(chat_template=template)
-    with pytest.raises(ValueError, match=r"row 7, response: .*prefix.*\[the cat\]<think>.*\[the cat\]\[sat\]"):
+    with pytest.raises(ValueError, match=r"row 7, response: .*prompt alone has '<think>', with its response '\[sat\]'"):
         tokenize_record(SFTRecord(user("the cat"), assistant("sat"), row=7), tokenizer)
 
 

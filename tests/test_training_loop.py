@@ -12,9 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import collate
+from rlhf_lab.objective import preset
 from rlhf_lab.training.health import ROWS_NAMED
 from rlhf_lab.training.loop import evaluate, train
 from rlhf_lab.training.metrics import Averages, read_metrics
+from rlhf_lab.training.preference import train_preference
 from rlhf_lab.training.sft import sft_loss, train_sft
 from tests.training_helpers import distance, quiet, random_examples, tiny_llama, tiny_tokenizer
 
@@ -207,3 +209,34 @@ def test_collate_and_loss_agree_on_rows():
     evaluate(tiny_llama(), SFT, loss_fn, quiet("x"))
     assert received == {i: example.row for i, example in enumerate(SFT)}
     assert collate(SFT[:2]).rows == [100, 101]
+
+
+def test_a_finished_run_is_evaluated_on_the_examples_that_it_is_given_now(tmp_path):
+    """Started again with other evaluation examples, it does not print the old ones' numbers."""
+    examples, first, second = random_examples(8), random_examples(4, seed=1), random_examples(4, seed=2)
+    settings = quiet(tmp_path, num_train_epochs=1, per_device_train_batch_size=4, save_steps=1)
+    objective = preset("dpo")
+    runs = [
+        train_preference(tiny_llama(), None, examples, objective, settings, eval_examples=held_out)
+        for held_out in (first, second)
+    ]
+    fresh = train_preference(
+        tiny_llama(), None, examples, objective, quiet(tmp_path / "fresh", **vars_of(settings)), eval_examples=second
+    )
+    assert runs[1].resumed_from is not None
+    assert runs[1].metrics["eval_loss"] == pytest.approx(fresh.metrics["eval_loss"], abs=1e-6)
+    assert runs[1].metrics["eval_loss"] != pytest.approx(runs[0].metrics["eval_loss"], abs=1e-6)
+
+
+def vars_of(settings) -> dict:
+    """What `test_a_finished_run..` sets besides the folder."""
+    return {name: getattr(settings, name) for name in ("num_train_epochs", "per_device_train_batch_size", "save_steps")}
+
+
+def test_an_evaluation_example_that_is_too_long_is_found_before_the_first_step(tmp_path):
+    long = [Example(tuple(range(2, 12)) * 2, ((3, 1), (4, 1)))]
+    settings = quiet(tmp_path, tokens_per_batch=16, per_device_train_batch_size=1, logging_steps=1)
+    short = [Example((5,), ((3, 1), (4, 1)), i) for i in range(4)]
+    with pytest.raises(ValueError, match="tokens_per_batch"):
+        train_preference(tiny_llama(), None, short, preset("dpo"), settings, eval_examples=long)
+    assert not (tmp_path / "metrics.jsonl").exists()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_lab.bradley_terry.comparisons import count_wins, draw_arms, nll, nll_gradient, nll_hessian
-from rlhf_lab.studies.exact.optimism_map import _threshold
+from rlhf_lab.studies.exact.optimism_rules import best_threshold
 from rlhf_lab.worlds.bandit import Bandit, random_bandit
 from rlhf_lab.worlds.exact import calibrated, optimal_logps, optimal_value
 from rlhf_lab.worlds.online import (
@@ -370,5 +370,5 @@ def test_without_data_optimism_bets_against_the_reference() -> None:
 def test_threshold_of_a_rule_by_hand() -> None:
     """x = 1, 2, 3, 4 pays at 3 and 4: midway between 2 and 3, above it; pays at 1 alone: below 1.5."""
     x = np.array([1.0, 2.0, 3.0, 4.0])
-    assert _threshold(x, np.array([False, False, True, True])) == (2.5, True)
-    assert _threshold(x, np.array([True, False, False, False])) == (1.5, False)
+    assert best_threshold(x, np.array([False, False, True, True])) == (2.5, True)
+    assert best_threshold(x, np.array([True, False, False, False])) == (1.5, False)

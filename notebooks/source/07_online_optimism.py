@@ -340,9 +340,8 @@ show(draw_map(found), alt=optimism_map.alt(found), dpi=80)
 signs = np.array([cell["sign"] for cell in found["cells"]])
 paying = (signs < 0).sum() / max((signs != 0).sum(), 1)
 balance.reveal(WHERE[0 if paying > 2 / 3 else 1 if paying < 1 / 3 else 2], f"{100 * paying:.0f}% of them are blue.")
-for sentence in optimism_map.sentences(found):
-    if any(words in sentence for words in ("optimism pays where", "commoner")):
-        print("-", sentence)
+for sentence in optimism_map.rule_notes(found["rules"]):
+    print("-", sentence)
 
 # %% [markdown]
 # The sentences are written by code from the numbers. Compare the accuracy of each condition with that of always

@@ -1,4 +1,7 @@
-"""python -m rlhf_lab.authoring.readme summarize|benchmark|studies FILE..: the README's tables from measured files."""
+"""python -m rlhf_lab.authoring.readme summarize|benchmark|studies FILE..: Markdown tables from measured files.
+
+The studies' table stands in docs/studies/README.md, the others in the README.
+"""
 
 import argparse
 import importlib
@@ -9,8 +12,9 @@ from pathlib import Path
 
 from rlhf_lab.authoring.masters import between_markers
 from rlhf_lab.common.assets import PACKAGE
-from rlhf_lab.studies.report import STUDIES, paragraph
-from rlhf_lab.summarization.report import HEADER, markdown_table, table_rows
+from rlhf_lab.common.markdown import markdown_table
+from rlhf_lab.studies.report import STUDIES
+from rlhf_lab.summarization.report import HEADER, table_rows
 
 BENCHMARK_COLUMNS = {
     "shape": "shape",
@@ -41,14 +45,13 @@ def benchmark_table(rows: Sequence[Mapping]) -> str:
 
 
 def studies_table(records: Sequence[Mapping]) -> str:
-    """results.json of studies as a Markdown table, in the order of `rlhf-lab study --help`: the question, an answer."""
+    """results.json of studies as a Markdown table, in the order of `rlhf-lab study --list`: study, question, answer."""
     order = list(STUDIES)
-    rows = [["study", "question", "what came out first"]]
+    rows = [["study", "question", "answer"]]
     for record in sorted(records, key=lambda record: order.index(record["study"])):
         name = record["study"]
-        sentences = importlib.import_module(STUDIES[name]).sentences(record["results"])
-        found = " ".join(paragraph(sentences[:1]).split())
-        rows.append([f"[{name}](docs/studies/{name}/report.md)", record["question"], found])
+        answer = importlib.import_module(STUDIES[name]).answer(record["results"])
+        rows.append([f"[{name}]({name}/report.md)", record["question"], answer])
     return markdown_table(rows)
 
 
@@ -58,7 +61,7 @@ def _cell(name: str, value: str | float | None) -> str:
     return f"{value:.0%}" if name == "limit_share" else f"{value:.2f}" + ("x" if name.endswith("ratio") else "")
 
 
-# Name: (the README's marker, the table of what the files hold); studies take several files.
+# Name: (the marker, the table of what the files hold); studies take several files.
 TABLES = {
     "summarize": ("results", lambda files: summarize_table(files[0])),
     "benchmark": ("benchmark", lambda files: benchmark_table(files[0])),
@@ -67,19 +70,21 @@ TABLES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the table of the files between the README's markers."""
+    """Write the table of the files between the markers of its Markdown file."""
     parser = argparse.ArgumentParser(prog="python -m rlhf_lab.authoring.readme", description=__doc__)
     parser.add_argument("kind", choices=TABLES)
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="one, or for studies one of each")
-    parser.add_argument("--readme", type=Path, default=PACKAGE.parent / "README.md")
+    parser.add_argument("--readme", type=Path, help="the Markdown file that the table goes into")
     options = parser.parse_args(arguments)
+    folder = PACKAGE.parent / "docs" / "studies" if options.kind == "studies" else PACKAGE.parent
+    readme = options.readme or folder / "README.md"
     marker, table = TABLES[options.kind]
     if options.kind != "studies" and len(options.files) > 1:
         parser.error(f"{options.kind} takes one file, got {len(options.files)}")
     inside = table([json.loads(file.read_text(encoding="utf-8")) for file in options.files])
-    text = options.readme.read_text(encoding="utf-8")
+    text = readme.read_text(encoding="utf-8")
     new = between_markers(text, inside, f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->")
-    options.readme.write_text(new, encoding="utf-8")
+    readme.write_text(new, encoding="utf-8")
     return 0
 
 

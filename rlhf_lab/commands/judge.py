@@ -16,7 +16,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Settings from flags and YAML, then the cross-validation, then its numbers on the screen."""
     settings = build(JudgeSettings, read_values(arguments, JudgeSettings))
     result = judge(settings)
-    for name in ("accuracy", "always_longer", "gain_over_longer"):
+    for name in ("accuracy", result["report"]["length_rule"], "gain_over_length"):
         value = result["report"][name]
         print(f"  {name:<16} {value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
     print(f"  by seed          {', '.join(f'{value:.3f}' for value in result['accuracy_by_seed'].values())}")

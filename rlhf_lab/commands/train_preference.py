@@ -7,7 +7,8 @@ from rlhf_lab.commands.training import DataArguments, load_examples, report
 from rlhf_lab.common.arguments import add_fields, build, pick, read_values
 from rlhf_lab.data.records import load_preferences
 from rlhf_lab.data.tokens import tokenize_preferences
-from rlhf_lab.engine.models import choose_max_length, load_model, load_tokenizer
+from rlhf_lab.engine.limits import choose_max_length
+from rlhf_lab.engine.loading import load_model, load_tokenizer
 from rlhf_lab.objective import PRESETS, Objective, preset
 from rlhf_lab.training.preference import train_preference
 from rlhf_lab.training.settings import TrainingSettings

@@ -9,7 +9,8 @@ from rlhf_lab.common.arguments import add_fields, build, read_values
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.records import PreferenceRecord, load_preferences
 from rlhf_lab.data.tokens import tokenize_preferences
-from rlhf_lab.engine.models import choose_max_length, load_tokenizer
+from rlhf_lab.engine.limits import choose_max_length
+from rlhf_lab.engine.loading import load_tokenizer
 from rlhf_lab.judges.reward_model import reward_model, train_reward
 from rlhf_lab.training.settings import TrainingSettings
 

@@ -6,7 +6,8 @@ from rlhf_lab.commands.training import DataArguments, load_examples, report
 from rlhf_lab.common.arguments import add_fields, build, read_values
 from rlhf_lab.data.records import load_sft
 from rlhf_lab.data.tokens import tokenize_sft
-from rlhf_lab.engine.models import choose_max_length, load_model, load_tokenizer
+from rlhf_lab.engine.limits import choose_max_length
+from rlhf_lab.engine.loading import load_model, load_tokenizer
 from rlhf_lab.training.settings import TrainingSettings
 from rlhf_lab.training.sft import train_sft
 

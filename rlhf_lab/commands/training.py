@@ -14,7 +14,8 @@ class DataArguments:
 
     Give train_file (JSONL, CSV, Parquet) or dataset_name (a hub id or a directory, with dataset_split).
     columns: where the standard columns come from, "chosen=better,rejected=worse", or the id of a data set of the same
-    layout. max_length: tokens of prompt plus any one response; default: 1024, or the model's context if shorter.
+    layout. eval_split: which split of a saved data set --eval_file means, if it is a directory of several.
+    max_length: tokens of prompt plus any one response; default: 1024, or the model's context if shorter.
     drop_invalid: leave out rows that cannot be used, and report them, instead of refusing the file.
     """
 
@@ -23,6 +24,7 @@ class DataArguments:
     dataset_name: str | None = None
     dataset_split: str | None = None
     eval_file: str | None = None
+    eval_split: str | None = None
     columns: dict[str, str | None] | str | None = None
     max_length: int | None = None
     max_prompt_length: int | None = None
@@ -34,6 +36,11 @@ class DataArguments:
             raise ValueError("give one of --train_file and --dataset_name: where are the records to train on?")
         if self.train_file is not None and self.dataset_split is not None:
             raise ValueError("--dataset_split belongs to --dataset_name; a --train_file has no splits")
+        several = self.eval_file is not None and (Path(self.eval_file) / "dataset_dict.json").is_file()
+        if several and self.eval_split is None:
+            raise ValueError(f"--eval_file {self.eval_file} holds several splits: say which by --eval_split")
+        if self.eval_split is not None and self.eval_file is None:
+            raise ValueError("--eval_split belongs to --eval_file, which is not given")
 
 
 def load_examples(
@@ -56,7 +63,7 @@ def load_examples(
         return examples
 
     train = read(data.train_file or data.dataset_name, data.dataset_split)
-    return train, read(data.eval_file, None) if data.eval_file else None
+    return train, read(data.eval_file, data.eval_split) if data.eval_file else None
 
 
 def report(result: TrainingResult) -> None:

@@ -69,12 +69,28 @@ def read_values(namespace: argparse.Namespace, *classes: type) -> dict[str, Any]
     return {name: convert(value, hints[name], name) for name, value in values.items()}
 
 
+def _unique_keys(yaml) -> type:
+    """yaml.SafeLoader that refuses a key that is given twice, also as `learning-rate` beside `learning_rate`."""
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):
+            seen: set[str] = set()
+            for key_node, _ in node.value:
+                name = str(self.construct_object(key_node, deep=True)).replace("-", "_")
+                if name in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{name!r} is given twice", key_node.start_mark)
+                seen.add(name)
+            return super().construct_mapping(node, deep)
+
+    return Loader
+
+
 def read_yaml(path: str | Path, known: Iterable[str]) -> dict[str, Any]:
     """The mapping in a YAML file; raises ValueError if it is none, or for a key that is not in `known`."""
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _unique_keys(yaml))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SMALL_MODELS_VARIABLE = "RLHF_LAB_SMALL_MODELS"
+# Names by which every command and function finds the shipped models, when no folder is called so.
+SHIPPED = ("small", "tiny")
 
 
 def small_model_path(name: str = "small") -> Path:

@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Numbers drawn at once, 32 MB of them; generators fill row by row, so the blocks draw what one call would.
+BLOCK = 2**22
+
 
 class Interval(NamedTuple):
     """A mean with its 95% percentile bootstrap interval."""
@@ -23,6 +26,12 @@ def bootstrap_mean(values: Sequence[float], *, seed: int = 0, resamples: int = 4
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"bootstrap_mean needs one value for each of two or more documents, got shape {values.shape}")
-    drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
+    rng = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    rows = max(1, BLOCK // len(values))
+    for first in range(0, resamples, rows):  # in blocks: resamples x N numbers at once need not fit in memory
+        count = min(rows, resamples - first)
+        drawn = rng.integers(len(values), size=(count, len(values)))  # [rows of this block, N]
+        means[first : first + count] = values[drawn].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
     return Interval(float(values.mean()), float(low), float(high))

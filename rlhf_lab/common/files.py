@@ -19,21 +19,32 @@ def key_of(**facts) -> str:
 
 def stored(path: Path, key: str, make: Callable[[], dict | list]) -> tuple[dict | list, bool]:
     """The value that `path` holds for `key`, else what `make` gives, written there; and whether it was read back."""
-    if path.exists():
-        artefact = json.loads(path.read_text(encoding="utf8"))
-        if artefact["key"] == key:
-            return artefact["value"], True
+    artefact = read_json(path) if path.exists() else None
+    if isinstance(artefact, dict) and artefact.get("key") == key and "value" in artefact:
+        return artefact["value"], True
     path.unlink(missing_ok=True)  # what it vouched for is about to be overwritten
     value = make()
     write_atomically(path, json.dumps({"key": key, "value": value}, ensure_ascii=False))
     return value, False
 
 
+def read_json(path: Path) -> dict | list | None:
+    """What a JSON file of ours holds; None, and a line on the screen, if it is empty or cut: it is then made again."""
+    try:
+        return json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:  # JSON and UTF-8 errors
+        print(f"{path} is broken ({error}); it is made again")
+        return None
+
+
 def write_atomically(path: Path, text: str) -> None:
     """The file as a whole or not at all, whenever the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".unfinished-{path.name}")
-    unfinished.write_text(text, encoding="utf8")
+    with unfinished.open("w", encoding="utf8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # or a power loss could leave the new name with no content
     os.replace(unfinished, path)
 
 

@@ -3,8 +3,8 @@
 OpenMP's threads spin while they wait. Where another process wants the same core, the spinning keeps that core from the
 very thread that is waited for, and a step takes many times as long. Passive threads sleep, and the core is free.
 
-OMP_WAIT_POLICY is OpenMP's own variable (OpenMP 5.2, section 21.7), read by GNU's runtime and by LLVM's and Intel's when
-they are loaded, that is with torch. The runtimes' finer ones, GOMP_SPINCOUNT and KMP_BLOCKTIME, win over it there.
+OMP_WAIT_POLICY is OpenMP's own variable (OpenMP 5.2, section 21.7), read by GNU's runtime and by LLVM's and Intel's
+when they are loaded, that is with torch. The runtimes' finer ones, GOMP_SPINCOUNT and KMP_BLOCKTIME, win over it there.
 """
 
 import os

@@ -21,7 +21,8 @@ from rlhf_lab.common.bootstrap import Interval, bootstrap_mean
 from rlhf_lab.data.encoding import encode_prompt, encode_response
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import collate
-from rlhf_lab.engine.generate import beam_search, token_logps
+from rlhf_lab.engine.beams import beam_search
+from rlhf_lab.engine.generate import token_logps
 from rlhf_lab.engine.logps import response_logps
 from rlhf_lab.engine.models import eval_mode
 from rlhf_lab.judges.rouge import rouge_l
@@ -115,6 +116,8 @@ def location_auc(
         row, mask = np.asarray(row, dtype=np.float64), np.asarray(mask, dtype=bool)
         if row.shape != mask.shape or mask.all() or not mask.any():
             raise ValueError(f"document {i}: {len(row)} scores, {int(mask.sum())} of {len(mask)} tokens are the error")
+        if np.isnan(row).any():  # NaN compares as neither below nor equal, and would count as a loss
+            raise ValueError(f"document {i}: the score of token {int(np.isnan(row).argmax())} is not a number")
         gaps = row[~mask][:, None] - row[mask][None, :]
         values.append(float(((gaps > 0) + 0.5 * (gaps == 0)).mean()))
     return bootstrap_mean(values, seed=seed, resamples=resamples)

@@ -84,7 +84,7 @@ def prompt_ids(prompt: Content, tokenizer: PreTrainedTokenizerBase, *, trusted: 
 
 def response_ids(response: str, tokenizer: PreTrainedTokenizerBase) -> Ids:
     """`encode_response` before EOS. Raises TokenError if no token results."""
-    ids = _ids(response.removesuffix(tokenizer.eos_token or ""), tokenizer)
+    ids = _ids_within(response.removesuffix(tokenizer.eos_token or ""), tokenizer)
     if not ids:
         raise TokenError("no token", shorten(response))
     return ids
@@ -102,8 +102,7 @@ def chat_response_ids(
     before = prompt_ids(prompt, tokenizer, trusted=trusted)
     whole = _render((*prompt, *response), tokenizer, generation=False)
     if whole[: len(before)] != before:
-        decoded = f"{shorten(tokenizer.decode(before))} is no prefix of {shorten(tokenizer.decode(whole))}"
-        raise TokenError("prompt is not a prefix in tokens", decoded)
+        raise TokenError("prompt is not a prefix in tokens", _where_they_part(before, whole, tokenizer))
     if len(whole) == len(before):
         raise TokenError("no token", shorten(response))
     return whole[len(before) :]
@@ -120,6 +119,34 @@ def split_ending(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, Id
 
 def _ids(text: str, tokenizer: PreTrainedTokenizerBase, special: bool = False) -> Ids:
     return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=not special).input_ids)
+
+
+def _ids_within(text: str, tokenizer: PreTrainedTokenizerBase) -> Ids:
+    """The ids of a text that goes on from other text: no space mark is put before its first word.
+
+    SentencePiece tokenizers (Llama 2, Mistral 0.1, Phi-3) begin every text with a space mark, so that " four" alone
+    would be two spaces after a prompt, and "four" one that is not there. Behind a line end none is added.
+    """
+    if not _begins_with_a_mark(tokenizer):
+        return _ids(text, tokenizer)
+    before, whole = _ids("\n", tokenizer), _ids("\n" + text, tokenizer)
+    if whole[: len(before)] != before:
+        raise TokenError("no ids of its own", f"{shorten(text)} merges with what comes before it")
+    return whole[len(before) :]
+
+
+@lru_cache(maxsize=8)
+def _begins_with_a_mark(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False).input_ids)[0].startswith("\u2581")
+
+
+def _where_they_part(before: Ids, whole: Ids, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The last characters that prompt and conversation share, and what each says then."""
+    shorter = min(len(before), len(whole))
+    same = next((i for i in range(shorter) if before[i] != whole[i]), shorter)
+    shared = tokenizer.decode(before[max(0, same - 8) : same])
+    ends = [tokenizer.decode(ids[same : same + 8]) for ids in (before, whole)]
+    return f"after {shared!r} the prompt alone has {ends[0]!r}, with its response {ends[1]!r}"
 
 
 def _render(messages: Messages, tokenizer: PreTrainedTokenizerBase, generation: bool) -> Ids:

@@ -9,9 +9,11 @@ both in one table. Every row is checked; all findings come in one error, or the 
 
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rlhf_lab.data.known_datasets import common_prefix_length
@@ -27,6 +29,12 @@ Build = Callable[[int, Row, Report], Any]  # (row number, row, report) -> record
 
 PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected", "chosen_score", "rejected_score", "calibration")
 SFT_COLUMNS = ("prompt", "response", "completion", "messages")
+# A message's fields that chat templates read besides role and content.
+MEANINGFUL = ("tool_calls", "function_call", "reasoning_content", "thinking", "tool_call_id")
+# What str() or to_csv() makes of a list of messages.
+MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
+# Responses that begin with a prompt of fewer words may do so by chance.
+REPEATED_WORDS = 3
 ADVICE = "The source has the columns {}; name others with columns={{'chosen': 'their_name', ...}}."
 
 
@@ -79,7 +87,7 @@ def load_preferences(
     ValueError, FileNotFoundError or ConnectionError if the source cannot be read.
     """
     table = map_columns(read_table(source, columns=columns, split=split), columns, PREFERENCE_COLUMNS)
-    return _validated(table, _preference_record, drop_invalid)
+    return _validated(table, _preference_builder(table), drop_invalid)
 
 
 def load_sft(
@@ -95,7 +103,8 @@ def load_sft(
 
 def preference_records(rows: Iterable[Row], *, drop_invalid: bool = False) -> tuple[list[PreferenceRecord], RowReport]:
     """`load_preferences` for rows that are in memory already: dictionaries with the standard columns."""
-    return _validated(Table("rows", list(enumerate(rows))), _preference_record, drop_invalid)
+    table = Table("rows", list(enumerate(rows)))
+    return _validated(table, _preference_builder(table), drop_invalid)
 
 
 def sft_records(rows: Iterable[Row], *, drop_invalid: bool = False) -> tuple[list[SFTRecord], RowReport]:
@@ -170,10 +179,18 @@ def _calibrated(record: PreferenceRecord | SFTRecord) -> str:
     return "a calibration response" if "calibration" in record.responses else "no calibration response"
 
 
-def _preference_record(number: int, row: Row, report: Report) -> PreferenceRecord | None:
+def _preference_builder(table: Table) -> Build:
+    """Whether prompts are implicit is a property of the table: a row without one among others is no such row."""
+    explicit = any(isinstance(row, Mapping) and row.get("prompt") is not None for _, row in table.rows)
+    return partial(_preference_record, explicit=explicit)
+
+
+def _preference_record(number: int, row: Row, report: Report, *, explicit: bool) -> PreferenceRecord | None:
     if not isinstance(row, Mapping):
         return report("row", "not a table row", shorten(row))
-    names = [name for name in ("prompt", "calibration") if row.get(name) is not None]
+    _refuse_tools(row, report)
+    names = ["prompt"] if explicit else []
+    names += ["calibration"] if row.get("calibration") is not None else []
     contents = _contents(row, [*names, "chosen", "rejected"], report)
     scores = _scores(row, report)
     if contents is None:
@@ -190,6 +207,7 @@ def _preference_record(number: int, row: Row, report: Report) -> PreferenceRecor
 def _sft_record(number: int, row: Row, report: Report) -> SFTRecord | None:
     if not isinstance(row, Mapping):
         return report("row", "not a table row", shorten(row))
+    _refuse_tools(row, report)
     given = [name for name in ("response", "completion", "messages") if row.get(name) is not None]
     if len(given) > 1:
         return report(given[1], "ambiguous", f"the row has {' and '.join(given)}; keep one")
@@ -229,18 +247,26 @@ def _content(value: object) -> tuple[Content, str]:
     if value is None:
         return "", "missing"
     if isinstance(value, str):
-        return value, _text_problem(value)
+        return value, "message list as text" if MESSAGES_AS_TEXT.match(value) else _text_problem(value)
     if not isinstance(value, list | tuple):
         return "", "wrong type"
     messages = tuple(_message(message) for message in value)
     if None in messages:
         return "", "wrong type"
+    dropped = next((name for message in value for name in MEANINGFUL if message.get(name)), None)
+    if dropped is None and any(message.get("weight", 1) not in (None, 1) for message in value):
+        dropped = "weight"
+    if dropped is not None:
+        return "", f"unsupported message field {dropped!r}"
     kinds = [_text_problem(message["content"]) for message in messages]
     return messages, next(filter(None, kinds), "") if messages else "empty"
 
 
 def _message(value: object) -> dict[str, str] | None:
-    """Role and content of a message, other keys (ids, empty tool calls of Parquet files) left out."""
+    """Role and content of a message, other keys (ids, empty tool calls of Parquet files) left out.
+
+    Fields that a template would read and that hold something are refused by `_content`.
+    """
     if not isinstance(value, Mapping) or not all(isinstance(value.get(key), str) for key in ("role", "content")):
         return None
     return {"role": value["role"], "content": value["content"]}
@@ -268,12 +294,32 @@ def _with_implicit_prompt(contents: dict[str, Content], report: Report) -> dict[
     return split
 
 
+def _refuse_tools(row: Row, report: Report) -> None:
+    if row.get("tools"):
+        report("tools", "unsupported column", f"a template would show the model {shorten(row['tools'])}")
+
+
 def _check_responses(record: PreferenceRecord | SFTRecord, report: Report) -> None:
+    _check_prompt(record, report)
     for name, response in record.responses.items():
         if not response or (isinstance(response, str) and not response.strip()):
             report(name, "empty", "nothing is left after the prompt")
         elif not isinstance(response, str) and {response[0]["role"], response[-1]["role"]} != {"assistant"}:
             report(name, "wrong role", f"a response begins and ends with an assistant message: {shorten(response)}")
+        elif not isinstance(response, str) and any(message["role"] != "assistant" for message in response):
+            report(name, "turns of others", f"they would be trained on too: {shorten(response)}")
+
+
+def _check_prompt(record: PreferenceRecord | SFTRecord, report: Report) -> None:
+    """A prompt ends before the assistant speaks, and responses do not say it again."""
+    prompt, responses = record.prompt, list(record.responses.values())
+    if not isinstance(prompt, str) and prompt and prompt[-1]["role"] == "assistant":
+        report("prompt", "ends with an assistant", "move the beginning of the answer into the responses")
+    telling = not isinstance(prompt, str) or len(prompt.split()) >= REPEATED_WORDS
+    if prompt and telling and all(response[: len(prompt)] == prompt for response in responses):
+        report(
+            next(iter(record.responses)), "repeats the prompt", "columns={'prompt': None} takes it from the responses"
+        )
 
 
 def _scores(row: Row, report: Report) -> dict[str, float | None]:

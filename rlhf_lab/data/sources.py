@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,15 +19,22 @@ from rlhf_lab.data.known_datasets import KNOWN_DATASETS, KnownDataset
 from rlhf_lab.data.problems import Problem, shorten
 
 Row = dict[str, Any]
+SCORES = ("chosen_score", "rejected_score")
+# Python's own limit of 131,072 characters is shorter than a long document.
+LONGEST_CELL = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Table:
-    """Numbered rows of one source; `columns` are its own column names, for messages."""
+    """Numbered rows of one source; `columns` are its own column names, for messages.
+
+    all_text: cells are text whatever they mean, as in CSV, so that scores are still to be read as numbers.
+    """
 
     source: str
     rows: list[tuple[int, Any]]
     columns: tuple[str, ...] = ()
+    all_text: bool = False
 
 
 def read_table(
@@ -40,7 +48,7 @@ def read_table(
     known = _known(source, columns)
     path = Path(source)
     if path.is_dir():
-        table = _rows_table(source, _open_directory(path, split or (known.split if known else "train")))
+        table = _rows_table(source, _open_directory(path, split, known.split if known else "train"))
     elif path.is_file() or _suffix(path) in READERS or source.startswith((".", "/", "~")):
         table = _read_file(path, split)
     else:
@@ -51,7 +59,7 @@ def read_table(
 def map_columns(table: Table, columns: Mapping[str, str | None] | str | None, names: tuple[str, ...]) -> Table:
     """The table in the standard columns `names`, each taken from where `columns` says ("info.post" reaches inside)."""
     if columns is None or isinstance(columns, str):
-        return table
+        return _with_scores(table)
     if unknown := [name for name in columns if name not in names]:
         raise ValueError(f"columns={dict(columns)!r}: {unknown[0]!r} is none of {', '.join(names)}")
     for name, path in columns.items():
@@ -61,11 +69,24 @@ def map_columns(table: Table, columns: Mapping[str, str | None] | str | None, na
             )
     paths = {name: columns.get(name, name) for name in names}
     rows = [(n, row if isinstance(row, Problem) else _mapped(row, paths)) for n, row in table.rows]
-    return replace(table, rows=rows)
+    return _with_scores(replace(table, rows=rows))
 
 
 def _mapped(row: Any, paths: Mapping[str, str | None]) -> Any:
-    return {name: _reach(row, path) for name, path in paths.items() if path is not None}
+    mapped = {name: _reach(row, path) for name, path in paths.items() if path is not None}
+    tools = row.get("tools") if isinstance(row, Mapping) else None
+    return mapped | {"tools": tools} if tools else mapped
+
+
+def _with_scores(table: Table) -> Table:
+    """Cells of text in the score columns, and in no others, become numbers."""
+    if not table.all_text:
+        return table
+
+    def read(row: Any) -> Any:
+        return {k: _number(v) if k in SCORES else v for k, v in row.items()} if isinstance(row, Mapping) else row
+
+    return replace(table, rows=[(number, read(row)) for number, row in table.rows])
 
 
 def _reach(row: Any, path: str) -> Any:
@@ -112,7 +133,7 @@ def _read_file(path: Path, split: str | None) -> Table:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     rows, columns = READERS[_suffix(path)](path)
-    return Table(str(path), rows, columns)
+    return Table(str(path), rows, columns, all_text=_suffix(path) == ".csv")
 
 
 def _read_jsonl(path: Path) -> tuple[list[tuple[int, Any]], tuple[str, ...]]:
@@ -145,8 +166,12 @@ def _parse_line(number: int, line: bytes) -> Any:
 def _read_csv(path: Path) -> tuple[list[tuple[int, Any]], tuple[str, ...]]:
     """Rows of text; bytes that are no UTF-8 become lone surrogates, which the validation finds and names."""
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        csv.field_size_limit(LONGEST_CELL)
         reader = csv.DictReader(file, strict=True)
         try:
+            twice = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
+            if twice:
+                raise ValueError(f"{path}: {twice[0]!r} names more than one column; rename all but one")
             rows = [(number, _csv_row(number, row)) for number, row in enumerate(reader)]
         except csv.Error as error:
             raise ValueError(f"{path}: line {reader.line_num + 1} is not valid CSV: {error}") from error
@@ -156,7 +181,7 @@ def _read_csv(path: Path) -> tuple[list[tuple[int, Any]], tuple[str, ...]]:
 def _csv_row(number: int, row: Row) -> Any:
     if None in row:
         return Problem(number, "row", "more cells than the header", shorten(row[None]))
-    return {name: _number(value) if "score" in name else value for name, value in row.items()}
+    return row
 
 
 def _number(value: str | None) -> Any:
@@ -179,7 +204,21 @@ def _read_parquet(path: Path) -> tuple[list[tuple[int, Any]], tuple[str, ...]]:
         rows = list(enumerate(table.to_pylist()))
     except UnicodeDecodeError:
         rows = [(number, _parquet_row(number, table)) for number in range(table.num_rows)]
+    except (ValueError, OverflowError):  # a date outside Python's calendar, say, in a column that nobody may ask for
+        columns = {name: _readable(table.column(name)) for name in table.column_names}
+        rows = [(number, {name: cells[number] for name, cells in columns.items()}) for number in range(table.num_rows)]
     return rows, tuple(table.column_names)
+
+
+def _readable(column: Any) -> list[Any]:
+    """The cells of a column; those that Python cannot hold are None."""
+    cells = []
+    for cell in column:
+        try:
+            cells.append(cell.as_py())
+        except (ValueError, OverflowError):
+            cells.append(None)
+    return cells
 
 
 def _parquet_row(number: int, table: Any) -> Any:
@@ -205,11 +244,15 @@ def _suffix(path: Path) -> str:
 # Directories and the hub
 
 
-def _open_directory(path: Path, split: str) -> Any:
+def _open_directory(path: Path, split: str | None, usual: str) -> Any:
     import datasets
 
     if (path / "state.json").is_file():
-        return datasets.load_from_disk(str(path))
+        saved = datasets.load_from_disk(str(path))
+        if split is not None and str(saved.split) != split:
+            raise ValueError(f"{path} holds one data set (split {str(saved.split)!r}), so split={split!r} is not there")
+        return saved
+    split = split or usual
     if not (path / "dataset_dict.json").is_file():
         return datasets.load_dataset(str(path), split=split)
     splits = datasets.load_from_disk(str(path))

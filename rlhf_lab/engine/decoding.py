@@ -1,6 +1,7 @@
 """The next token of many rows at once, where n rows continue one prompt: what is kept of the prompt, and how often.
 
     RepeatedPrompts   the prompt's keys and values n times, as transformers' `generate` keeps them; any model
+    RerunRows         not at all: recurrent and hybrid models
     SharedPrompts     once: softmax([q K_prompt^T, q K_row^T]) [V_prompt; V_row], all rows of a prompt in one product
 
 A decoding step on a CPU is bound by memory: with 8 rows of 80 + 20 tokens `SharedPrompts` reads a third of what
@@ -18,19 +19,77 @@ from transformers import AttentionInterface, AttentionMaskInterface, Cache
 from transformers.cache_utils import DynamicLayer
 
 from rlhf_lab.engine.attention import HARMLESS
+from rlhf_lab.engine.limits import has_only_attention, shortest_window
 
 NAME = "rlhf_lab_shared_prompt"
 ROOM = 16  # tokens for which a row's keys and values first get room; doubled when it is full
 TOLERANCE = 1e-3  # of the probe's logits, relative to their size; bf16 gets 30 times as much
 
-# Models that were checked: True if shared prompts give what repeated ones give.
+# Models that were checked: do shared prompts give what repeated ones give, and can nothing of a prompt be kept?
 _shares: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_reruns: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
-def start(model, prompts: Sequence[Sequence[int]], n: int, pad_token_id: int) -> "RepeatedPrompts | SharedPrompts":
-    """Run each prompt once, and be ready to continue it n times: `SharedPrompts` on a CPU if the model can."""
-    kind = SharedPrompts if n > 1 and model.device.type == "cpu" and shares_prompts(model) else RepeatedPrompts
-    return kind(model, prompts, n, pad_token_id)
+def start(model, prompts: Sequence[Sequence[int]], n: int, pad_token_id: int, length: int):
+    """Run each prompt once, and be ready to continue it n times by `length` tokens, in the way that the model allows.
+
+    SharedPrompts on a CPU, RepeatedPrompts where a window is shorter than what it has to look back, or where sharing
+    fails; RerunRows for recurrent and hybrid models (see `reruns`), which takes prompts of one length only.
+    """
+    if reruns(model):
+        return RerunRows(model, prompts, n)
+    reach = max(map(len, prompts)) + length
+    if n > 1 and model.device.type == "cpu" and reach <= shortest_window(model) and shares_prompts(model):
+        return SharedPrompts(model, prompts, n, pad_token_id)
+    return RepeatedPrompts(model, prompts, n, pad_token_id)
+
+
+def reruns(model) -> bool:
+    """Whether rows of this model must be run again from their start: what it keeps of a prompt cannot be repeated.
+
+    So it is with recurrent states and convolutions, which left padding would disturb besides. Told in a warning once.
+    """
+    if model not in _reruns:
+        _reruns[model] = not has_only_attention(model) or not _can_repeat(model)
+        if _reruns[model]:
+            warnings.warn(
+                f"{type(model).__name__} keeps more of a prompt than keys and values; each token runs its row again "
+                "from the start: the same responses, much slower",
+                stacklevel=4,
+            )
+    return _reruns[model]
+
+
+@torch.no_grad()
+def _can_repeat(model) -> bool:
+    try:
+        state = RepeatedPrompts(model, [[0, 0], [0]], 2, 0)
+        state.advance(torch.zeros(4, dtype=torch.long, device=model.device))
+        state.keep(torch.tensor([0, 3], device=model.device))
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return False
+    return True
+
+
+class RerunRows:
+    """As `RepeatedPrompts`, with no cache at all: R = B x n rows of one length, run whole for every token."""
+
+    def __init__(self, model, prompts: Sequence[Sequence[int]], n: int) -> None:
+        self.model = model
+        self.ids = torch.tensor([list(p) for p in prompts], device=model.device).repeat_interleave(n, 0)  # [R, P]
+        self._run()
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows go on."""
+        self.ids = self.ids[rows]
+
+    def advance(self, tokens: Tensor) -> None:
+        """Append a token to each row, [R], and set the logits of the next."""
+        self.ids = torch.cat([self.ids, tokens[:, None]], 1)  # [R, P + t]
+        self._run()
+
+    def _run(self) -> None:
+        self.logits = self.model(input_ids=self.ids, use_cache=False).logits[:, -1].float()  # [R, V]
 
 
 class RepeatedPrompts:

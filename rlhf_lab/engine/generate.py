@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import collate, token_budget_batches
-from rlhf_lab.engine.decoding import left_pad, start
+from rlhf_lab.engine.decoding import reruns, start
+from rlhf_lab.engine.limits import check_examples, check_lengths, context_length
 from rlhf_lab.engine.logps import response_logps
 from rlhf_lab.engine.models import eval_mode
 from rlhf_lab.engine.precision import bf16_speed
@@ -52,7 +53,7 @@ def complete(
     model,
     prompts: Sequence[Sequence[int]],
     *,
-    eos_token_id: int,
+    eos_token_id: int | Sequence[int],
     n: int = 1,
     temperature: float = 1.0,
     temperatures: Sequence[float] | None = None,
@@ -66,9 +67,10 @@ def complete(
 ) -> list[list[Completion]]:
     """n responses y ~ pi(.|x) to each prompt, with the log-probs of their tokens.
 
-    prompts: token ids, at least one each. n: responses per prompt. temperature: > 0, divides the logits. temperatures:
-    one for each of the n responses instead, e.g. (1.0,) * 4 + (0.7,) * 4. top_p: in (0, 1], the smallest set of tokens
-    whose mass reaches it. greedy: the most likely token instead (n = 1, and neither temperature nor top_p).
+    prompts: token ids, at least one each. eos_token_id: what ends a response, one id or several; those of the model's
+    generation config end it too, as in `generate`. n: responses per prompt. temperature: > 0, divides the logits.
+    temperatures: one for each of the n responses instead, e.g. (1.0,) * 4 + (0.7,) * 4. top_p: in (0, 1], the smallest
+    set of tokens whose mass reaches it. greedy: the most likely token instead (n = 1, no temperature, no top_p).
     seed: response j to prompt i depends on (seed, i, j) only, up to rounding where two tokens meet.
     bf16: False runs the model in the precision it has, True a bf16 copy of it, None the copy where the device has bf16
     units. Faster, but a batch of another size rounds otherwise, and in bf16 that turns most responses somewhere: they
@@ -76,7 +78,8 @@ def complete(
     bf16's rounding (0.02 nats a token): for log-probs to train on use `token_logps`.
     rows_per_batch: responses decoded together. progress: a label shows a bar. Dropout is off meanwhile.
     Returns one list per prompt, in order, of n completions; a response without EOS was cut at max_new_tokens.
-    Raises ValueError on an empty prompt, a length beyond the model's positions, or a setting out of range.
+    Raises ValueError on an empty prompt, a length beyond the model's positions, or a setting out of range;
+    FloatingPointError that names the prompt if the model's logits are not numbers.
     """
     temperatures = each_temperature(n, temperature, temperatures)
     check_sampling(n, temperatures, top_p, max_new_tokens)
@@ -85,19 +88,23 @@ def complete(
         raise ValueError(
             f"greedy=True has one response and no noise: n={n}, {temperatures=}, {top_p=} would be ignored"
         )
-    _check_prompts(prompts, max_new_tokens, getattr(model.config, "max_position_embeddings", None))
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    size = max(1, rows_per_batch // n)
+    check_prompts(model, prompts, max_new_tokens)
+    ends = ending_ids(eos_token_id, model)
     completions: list[list[Completion]] = [[] for _ in prompts]
     bar = tqdm(total=len(prompts) * n, desc=progress, unit="response", disable=progress is None)
     with bar, eval_mode(model), torch.inference_mode():
-        model = _in_bf16(model, bf16)
-        for first in range(0, len(by_length), size):
-            batch = by_length[first : first + size]
+        model = in_bf16(model, bf16)
+        for batch in prompt_batches(prompts, max(1, rows_per_batch // n), one_length=reruns(model)):
             uniforms = None if greedy else uniform_streams(seed, batch, n, max_new_tokens)
-            done = _decode(
-                model, [prompts[i] for i in batch], n, uniforms, temperatures, top_p, max_new_tokens, eos_token_id
-            )
+            try:
+                done = _decode(
+                    model, [prompts[i] for i in batch], n, uniforms, temperatures, top_p, max_new_tokens, ends
+                )
+            except NotANumber as error:
+                raise FloatingPointError(
+                    f"prompt {batch[error.row // n]}: the model's logits for token {error.token} are not numbers; "
+                    "its weights may have diverged, or a value overflowed"
+                ) from None
             for k, i in enumerate(batch):
                 completions[i] = done[k * n : (k + 1) * n]
             bar.update(len(done))
@@ -108,52 +115,6 @@ def uniform_streams(seed: int, prompt_indices: Sequence[int], n: int, length: in
     """u[i * n + j, t] ~ U[0, 1): the stream of (seed, prompt i, response j), the same for every batch and length."""
     keys = [(seed, i, j) for i in prompt_indices for j in range(n)]
     return torch.stack([torch.from_numpy(np.random.default_rng(k).random(length, dtype=np.float32)) for k in keys])
-
-
-def beam_search(
-    model,
-    prompts: Sequence[Sequence[int]],
-    width: int,
-    *,
-    eos_token_id: int,
-    max_new_tokens: int = 48,
-    length_penalty: float = 0.0,
-    bf16: bool | None = False,
-    prompts_per_batch: int = 16,
-) -> list[Completion]:
-    """The best response that a beam of `width` finds to each prompt: argmax_y log pi(y|x) / |y|^length_penalty.
-
-    By transformers' `generate`; width 1 is greedy search. length_penalty: 0 compares sums of log-probs, the search of
-    From r to Q* (2404.12358); 1, transformers' own default, compares means and so favours length. bf16: of the search,
-    as in `complete`.
-    Returns tokens (EOS last, if it was produced) and log pi(y_t) of each under the model itself, by `response_logps`.
-    Raises ValueError as `complete` does.
-    """
-    for name, value in (("width", width), ("max_new_tokens", max_new_tokens), ("prompts_per_batch", prompts_per_batch)):
-        check_positive(name, value)
-    _check_prompts(prompts, max_new_tokens, getattr(model.config, "max_position_embeddings", None))
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    beams = {"num_beams": width, "length_penalty": length_penalty} if width > 1 else {}
-    found: dict[int, list[int]] = {}
-    with eval_mode(model), torch.inference_mode():
-        searched = _in_bf16(model, bf16)
-        for first in range(0, len(by_length), prompts_per_batch):
-            batch = by_length[first : first + prompts_per_batch]
-            ids, mask = left_pad([prompts[i] for i in batch], eos_token_id, model.device)
-            sequences = searched.generate(
-                ids,
-                attention_mask=mask,
-                do_sample=False,
-                repetition_penalty=1.0,
-                **beams,
-                max_new_tokens=max_new_tokens,
-                eos_token_id=eos_token_id,
-                pad_token_id=eos_token_id,
-            )
-            responses = sequences[:, ids.shape[1] :].tolist()
-            found |= {i: _cut(tokens, eos_token_id) for i, tokens in zip(batch, responses, strict=True)}
-    responses = [found[i] for i in range(len(prompts))]
-    return [Completion(*both) for both in zip(responses, token_logps(model, prompts, responses), strict=True)]
 
 
 def token_logps(model, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -193,20 +154,43 @@ def _inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, thresholds[:, None], right=True)[:, 0]
 
 
-def _decode(model, prompts, n, uniforms, temperatures, top_p, max_new_tokens, eos_token_id) -> list[Completion]:
-    state = start(model, prompts, n, eos_token_id)
-    rows = torch.arange(len(prompts) * n, device=model.device)  # the responses that are still in the batch
+class NotANumber(FloatingPointError):
+    """The logits of a row of the batch cannot be normalised: `.row`, and the `.token` that they were for."""
+
+    def __init__(self, row: int, token: int) -> None:
+        self.row, self.token = row, token
+        super().__init__(f"row {row}, token {token}")
+
+
+def _decode(
+    model,
+    prompts: Sequence[Sequence[int]],
+    n: int,
+    uniforms: Tensor | None,
+    temperatures: list[float],
+    top_p: float,
+    max_new_tokens: int,
+    ends: list[int],
+) -> list[Completion]:
+    """R = B x n rows token by token; uniforms: [R, max_new_tokens], or None for greedy. ends: ids that end a row."""
+    pad = ends[0]
+    state = start(model, prompts, n, pad, max_new_tokens)
+    rows = torch.arange(len(prompts) * n, device=model.device)  # [R], the responses that are still in the batch
     ended = torch.zeros_like(rows, dtype=torch.bool)
-    tokens = torch.full((len(rows), max_new_tokens), eos_token_id, device=rows.device)
+    tokens = torch.full((len(rows), max_new_tokens), pad, device=rows.device)
     logps = torch.zeros(len(rows), max_new_tokens, device=rows.device)
+    last = torch.tensor(ends, device=rows.device)
     uniforms = None if uniforms is None else uniforms.to(rows.device)
-    heat = torch.tensor(temperatures, device=rows.device).repeat(len(prompts))[:, None]
+    heat = torch.tensor(temperatures, device=rows.device).repeat(len(prompts))[:, None]  # [R, 1]
     for t in range(max_new_tokens):
-        logits = state.logits
+        logits = state.logits  # [rows that are left, V]
+        normalizer = logits.logsumexp(-1)
+        if not bool(normalizer.isfinite().all()):
+            raise NotANumber(int(rows[int((~normalizer.isfinite()).nonzero()[0, 0])]), t)
         drawn = logits.argmax(-1) if uniforms is None else next_tokens(logits, uniforms[rows, t], heat[rows], top_p)
-        tokens[rows, t] = drawn.masked_fill(ended, eos_token_id)
-        logps[rows, t] = logits.gather(-1, drawn[:, None])[:, 0] - logits.logsumexp(-1)
-        ended = ended | (drawn == eos_token_id)
+        tokens[rows, t] = drawn.masked_fill(ended, pad)
+        logps[rows, t] = logits.gather(-1, drawn[:, None])[:, 0] - normalizer
+        ended = ended | torch.isin(drawn, last)
         if t + 1 == max_new_tokens or bool(ended.all()):
             break
         if float(ended.float().mean()) >= DROP_SHARE:
@@ -214,16 +198,44 @@ def _decode(model, prompts, n, uniforms, temperatures, top_p, max_new_tokens, eo
             state.keep(kept)
             rows, ended, drawn = rows[kept], ended[kept], drawn[kept]
         state.advance(drawn)
-    responses = [_cut(row, eos_token_id) for row in tokens.tolist()]
+    responses = [cut_at_end(row, ends) for row in tokens.tolist()]
     return [Completion(y, values[: len(y)]) for y, values in zip(responses, logps.tolist(), strict=True)]
 
 
-def _cut(tokens: list[int], eos_token_id: int) -> list[int]:
-    """Up to the first EOS, that included."""
-    return tokens[: tokens.index(eos_token_id) + 1] if eos_token_id in tokens else tokens
+def cut_at_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    """Up to the first id that ends a response, that included."""
+    found = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[: found + 1]
 
 
-def _in_bf16(model, bf16: bool | None):
+def ending_ids(eos_token_id: int | Sequence[int], model=None) -> list[int]:
+    """What ends a response: the given id or ids, and those of the model's generation config, as `generate` has it.
+
+    Chat models end a turn by another token than the tokenizer's EOS, and name both in generation_config.json.
+    """
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends: list[int] = []
+    for given in (eos_token_id, configured):
+        ids = given if isinstance(given, list | tuple) else [given]
+        ends += [token for token in ids if token is not None and token not in ends]
+    if not ends:
+        raise ValueError("eos_token_id is None: name the token that ends a response")
+    return ends
+
+
+def prompt_batches(prompts: Sequence[Sequence[int]], size: int, *, one_length: bool = False) -> list[list[int]]:
+    """Indices of the prompts, shortest first, `size` at a time; one_length: no batch mixes lengths."""
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    batches: list[list[int]] = []
+    for i in by_length:
+        full = not batches or len(batches[-1]) == size
+        if full or (one_length and len(prompts[batches[-1][0]]) != len(prompts[i])):
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def in_bf16(model, bf16: bool | None):
     """The model, or a copy whose parameters are bf16; buffers stay, for rotary frequencies in bf16 lose positions."""
     wanted = bf16_speed(model.device).startswith("native") if bf16 is None else bf16
     if not wanted or model.dtype == torch.bfloat16:
@@ -262,7 +274,9 @@ def check_positive(name: str, value: int) -> None:
         raise ValueError(f"{name}={value}: must be 1 or more")
 
 
-def _check_prompts(prompts, max_new_tokens: int, max_positions: int | None) -> None:
+def check_prompts(model, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Raises ValueError for an empty prompt, one beyond the model's positions, or ids beyond its embeddings."""
+    max_positions = context_length(model)
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise ValueError(f"prompt {i} has no token; give it at least a BOS or separator token")
@@ -271,3 +285,7 @@ def _check_prompts(prompts, max_new_tokens: int, max_positions: int | None) -> N
                 f"prompt {i} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} it passes the model's "
                 f"{max_positions} positions: truncate the prompt or lower max_new_tokens"
             )
+    check_examples(model, [Example(tuple(prompt), (), i) for i, prompt in enumerate(prompts)])
+    # a row may not cross the length at which a scaling of its positions changes, nor stand beside one that does
+    ends = [length for prompt in prompts for length in (len(prompt), len(prompt) + max_new_tokens)]
+    check_lengths(model, ends)

@@ -8,7 +8,7 @@ tokenizer whose pad is its EOS, or a response that was cut, would move such a se
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,30 @@ from transformers import PreTrainedModel
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.attention import PackedAttentionUnsupported, Packing, packed_attention_in
 from rlhf_lab.engine.batches import Batch, collate
+from rlhf_lab.engine.limits import has_only_attention, shortest_window
 
 # Mean difference between packed and plain, relative to 1 + mean |value|, by "the weights have 32 bits".
 PROBE_TOLERANCE = {True: 3e-4, False: 2e-2}
 
-# {model: {what: packed rows gave what the plain path gave on the first batch}}.
-_packs: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
+# Packed rows are compared with plain ones again after so many updates, and each time that they have grown eightfold.
+FIRST_UPDATES, RECHECK = 64, 8
+
+
+class Verdict(NamedTuple):
+    """Whether packed rows gave what the plain path gave, for examples of up to which length, and when to look again."""
+
+    packs: bool
+    longest: int = 0
+    until: int = 0
+
+    def is_stale(self, longest: int, updates: int) -> bool:
+        """Twice as long as what was compared, or much trained since."""
+        return self.packs and (longest >= 2 * self.longest or updates >= self.until)
+
+
+# {model: {what: verdict}}, and the models whose window was told.
+_verdicts: WeakKeyDictionary[nn.Module, dict[str, Verdict]] = WeakKeyDictionary()
+_windows_told: WeakSet[nn.Module] = WeakSet()
 
 Result = TypeVar("Result")
 Compute = Callable[[PreTrainedModel, Batch], Result]
@@ -43,8 +61,8 @@ class Padded(NamedTuple):
 def last_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The decoder's last hidden state at the last token of each response: [B, K, D], with gradient.
 
-    model: any decoder of transformers, with whatever head. Each prompt is run once for its K responses; the first batch
-    of each model is checked against `plain_last_hidden`, which is also what it falls back to, with one warning.
+    model: any decoder of transformers, with whatever head. Each prompt is run once for its K responses; now and then
+    this is compared with `plain_last_hidden`, to which it falls back with one warning (`packed_or_plain`).
     Raises ValueError for an encoder-decoder.
     """
     return packed_or_plain(model, batch, packed_last_hidden, plain_last_hidden, lambda hidden: hidden, "hidden states")
@@ -58,7 +76,8 @@ def packed_last_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
         for response in example.responses:
             end += len(response)
             ends.append(end - 1)
-    return packed_hidden(model, batch)[ends].unflatten(0, batch.mask.shape[:2])
+    hidden = packed_outputs(model, batch)[0][0]  # [N, D]
+    return hidden[ends].unflatten(0, batch.mask.shape[:2])
 
 
 def plain_last_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
@@ -70,8 +89,11 @@ def plain_last_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
     return hidden[torch.arange(len(hidden)), rows.lengths - 1].unflatten(0, batch.mask.shape[:2])
 
 
-def packed_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """The decoder on one packed row: [N, D]. Raises PackedAttentionUnsupported if its attention needs more."""
+def packed_outputs(model: PreTrainedModel, batch: Batch, **options):
+    """The decoder's outputs for one packed row, the last hidden states [1, N, D] first.
+
+    options: further arguments of the decoder. Raises PackedAttentionUnsupported if its attention needs more.
+    """
     # A 4-D mask is handed to the attention function as it is, and ours does not read it: none of size N x N is built.
     no_mask = torch.zeros(1, 1, 1, 1, device=batch.input_ids.device)
     with packed_attention_in(model):
@@ -81,7 +103,8 @@ def packed_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
             position_ids=batch.position_ids,
             use_cache=False,
             packing=Packing.of(batch.examples),
-        )[0][0]
+            **options,
+        )
 
 
 def padded_rows(batch: Batch) -> Padded:
@@ -105,26 +128,61 @@ def packed_or_plain(
 ) -> Result:
     """`packed(model, batch)` if the model can run packed rows, else `plain(model, batch)`, after one warning.
 
-    values: the numbers of a result in which the two must agree on the model's first batch. what: their name.
+    values: the numbers of a result in which the two must agree. what: their name. They are compared on the first batch,
+    on the first one that is twice as long, and again after some training: random weights can hide what trained ones
+    show. Layers other than attention, and windows shorter than an example, are read from the configuration.
     Raises ValueError for an encoder-decoder.
     """
     if model.config.is_encoder_decoder:
         raise ValueError(f"{type(model).__name__} is an encoder-decoder; only decoders are supported")
-    packs = _packs.setdefault(model, {})
-    if what not in packs:
-        problem = _packing_problem(model, batch, packed, plain, values)
-        packs[what] = problem is None or _fall_back(model, what, problem)
-    if packs[what]:
+    verdicts = _verdicts.setdefault(model, {})
+    verdict = verdicts.get(what)
+    longest = max(len(e.prompt) + max(map(len, e.responses)) for e in batch.examples)
+    if longest > shortest_window(model) and (verdict is None or verdict.packs):
+        _warn_of_window(model, longest, what)
+        return plain(model, batch)
+    if verdict is None or verdict.is_stale(longest, _updates(model)):
+        verdict = verdicts[what] = _compare(model, batch, packed, plain, values, what, longest)
+    if verdict.packs:
         try:
             return packed(model, batch)
         except PackedAttentionUnsupported as error:
-            packs[what] = _fall_back(model, what, str(error))
+            verdicts[what] = Verdict(_fall_back(model, what, str(error)))
     return plain(model, batch)
 
 
+def _compare(model, batch: Batch, packed: Compute, plain: Compute, values, what: str, longest: int) -> Verdict:
+    if not has_only_attention(model):
+        return Verdict(_fall_back(model, what, "it has layers that are no attention"))
+    problem = _packing_problem(model, batch, packed, plain, values)
+    if problem is not None:
+        return Verdict(_fall_back(model, what, problem))
+    return Verdict(True, longest, FIRST_UPDATES if _updates(model) == 0 else RECHECK * _updates(model))
+
+
+def _updates(model: nn.Module) -> int:
+    """How often the model's weights were written since they were made: torch counts writes to each tensor."""
+    return max((parameter._version for parameter in model.parameters() if parameter.requires_grad), default=0)
+
+
+def _warn_of_window(model: PreTrainedModel, longest: int, what: str) -> None:
+    if model in _windows_told:
+        return
+    _windows_told.add(model)
+    warnings.warn(
+        f"{type(model).__name__} looks back {shortest_window(model):.0f} tokens, but an example has {longest}; {what} "
+        "of such batches take the plain padded path: the right values, slower and with more memory",
+        stacklevel=4,
+    )
+
+
 def _packing_problem(model: PreTrainedModel, batch: Batch, packed: Compute, plain: Compute, values) -> str | None:
-    """Run a small probe both ways: two examples, their first response once more at the end to reveal a leak."""
-    probe = [Example(e.prompt, (*e.responses, e.responses[0]), e.row) for e in (batch.examples * 2)[:2]]
+    """Run a small probe both ways: the longest and the shortest example, each with a response once more at the end.
+
+    The repeated response reveals a leak, the longest example a window that nobody told.
+    """
+    ordered = sorted(batch.examples, key=lambda example: example.num_tokens)
+    probe = [Example(e.prompt, (*e.responses, e.responses[0]), e.row) for e in (ordered[-1], ordered[0])]
     small = collate(probe, batch.input_ids.device)
     training = [module for module in model.modules() if module.training]
     model.eval()  # no dropout, or two runs could not be compared

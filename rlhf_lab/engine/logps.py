@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rlhf_lab.engine.batches import Batch
-from rlhf_lab.engine.hidden import packed_hidden, packed_last_hidden, packed_or_plain, padded_rows
+from rlhf_lab.engine.hidden import packed_last_hidden, packed_or_plain, packed_outputs, padded_rows
+from rlhf_lab.engine.routing import balances_experts, balancing_loss, balancing_weight
 from rlhf_lab.objective import WEIGHTINGS, Weighting
 
 # Logits of at most this many elements are kept for backward; beyond, they are made in chunks and again in backward.
@@ -27,12 +28,14 @@ class ResponseLogps(NamedTuple):
 
     token_logps: [B, K, T] float32, log pi(y_t | x, y_<t) in nats, 0 where padded. mask: [B, K, T] bool, True on
     response tokens. alignment: [B, K, T] float32 without gradient, WPO's log sum_v pi(v)^2 ("sampled"), log max_v
-    pi(v) ("greedy") or 0 ("likelihood"), None if no weighting was asked for.
+    pi(v) ("greedy") or 0 ("likelihood"), None if no weighting was asked for. balancing: a scalar with gradient, the
+    weighted load-balancing loss of a mixture of experts (`engine.routing`), None for other models.
     """
 
     token_logps: Tensor
     mask: Tensor
     alignment: Tensor | None
+    balancing: Tensor | None = None
 
     @property
     def logps(self) -> Tensor:
@@ -63,20 +66,27 @@ def packed_response_logps(model: PreTrainedModel, batch: Batch, *, weighting: We
 
     Raises PackedAttentionUnsupported if the model's attention needs what packed rows do not offer.
     """
-    hidden = packed_hidden(model, batch)
+    balances = balances_experts(model)
+    outputs = packed_outputs(model, batch, **({"output_router_logits": True} if balances else {}))
+    hidden = outputs[0][0]  # [N, D]
     logps, alignment = _head_logps(model, hidden[batch.predictors], batch.targets, weighting)
-    return _unpack(batch, logps, alignment)
+    result = _unpack(batch, logps, alignment)
+    if not balances:
+        return result
+    return result._replace(balancing=balancing_weight(model) * balancing_loss(model, outputs.router_logits))
 
 
 def plain_response_logps(model: PreTrainedModel, batch: Batch, *, weighting: Weighting | None = None) -> ResponseLogps:
     """The same log-probs by the plain way: one right-padded row per (prompt, response), logits everywhere."""
     _check_request(model, weighting)
     rows = padded_rows(batch)
-    logits = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).logits
+    outputs = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False)
+    logits = outputs.logits  # [R, L, V]
     steps = torch.arange(batch.mask.shape[-1], device=logits.device)
     row, step = batch.mask.flatten(0, 1).nonzero(as_tuple=True)
     logps, alignment = _TokenLogps.apply(logits[row, rows.starts[row] + steps[step] - 1], batch.targets, weighting)
-    return _unpack(batch, logps, alignment)
+    aux = getattr(outputs, "aux_loss", None)
+    return _unpack(batch, logps, alignment)._replace(balancing=None if aux is None else balancing_weight(model) * aux)
 
 
 def last_logits(model: PreTrainedModel, batch: Batch) -> Tensor:

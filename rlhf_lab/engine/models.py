@@ -1,43 +1,13 @@
-"""Getting a model ready: from a path in float32, its dropout off, its examples of the right shape."""
+"""Getting a model ready: its mode, its dropout off, its examples of the right shape."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from rlhf_lab.data.examples import Example
-
-# Without max_length: this, or the model's context if that is shorter.
-DEFAULT_MAX_LENGTH = 1024
-
-
-def load_model(model: PreTrainedModel | str | Path) -> PreTrainedModel:
-    """The model itself, or the causal language model at a path or hub id, with float32 master weights."""
-    if isinstance(model, nn.Module):
-        return model
-    try:
-        return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    except OSError as error:
-        raise ValueError(f"cannot load a model from {str(model)!r}: {str(error).splitlines()[0]}") from error
-
-
-def load_tokenizer(path: str):
-    """The tokenizer beside the model; raises ValueError that names the path."""
-    try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load a tokenizer from {path!r}: {str(error).splitlines()[0]}") from error
-
-
-def choose_max_length(model, wanted: int | None) -> int:
-    """`wanted`, or 1024 within the model's context; raises ValueError if the context is shorter than wanted."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_MAX_LENGTH
-    if wanted is not None and wanted > context:
-        raise ValueError(f"--max_length {wanted} is longer than the model's context of {context} tokens")
-    return wanted or min(DEFAULT_MAX_LENGTH, context)
 
 
 @contextmanager
@@ -51,14 +21,45 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout rate to 0, as TRL does for DPO: the reference has none, and noise would look like a margin."""
+def disable_dropout(model: PreTrainedModel) -> None:
+    """Set every dropout rate to 0, as TRL does for DPO: the reference has none, and noise would look like a margin.
+
+    Rates lie in nn.Dropout modules, in numbers that a layer hands to `functional.dropout`, and in the configuration,
+    which some layers read on every call (so a model that is saved afterwards says 0 there).
+    Raises ValueError by name if two passes in training mode still differ.
+    """
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout_prob", "resid_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+        _zero_rates(module)
+        if isinstance(getattr(module, "config", None), PreTrainedConfig):
+            _zero_rates(module.config)
+    _check_repeatable(model)
+
+
+def _zero_rates(holder: object) -> None:
+    """ "dropout", "resid_pdrop", "layerdrop", "router_jitter_noise": every number whose name says that it is noise."""
+    for name, value in list(vars(holder).items()):
+        if isinstance(value, float) and ("drop" in name or "jitter" in name):
+            setattr(holder, name, 0.0)
+
+
+@torch.no_grad()
+def _check_repeatable(model: PreTrainedModel) -> None:
+    ids = torch.arange(8, device=model.device)[None] % model.get_input_embeddings().num_embeddings
+    modes = {module: module.training for module in model.modules()}
+    model.train()
+    try:
+        with torch.random.fork_rng():
+            first, second = (model.get_decoder()(input_ids=ids, use_cache=False)[0] for _ in range(2))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if not torch.equal(first, second):
+        raise ValueError(
+            f"{type(model).__name__} draws noise in training mode that could not be switched off (two passes over the "
+            "same tokens differ): set its dropout and jitter to 0 in the configuration before it is loaded"
+        )
 
 
 def set_gradient_checkpointing(model: PreTrainedModel, on: bool) -> None:

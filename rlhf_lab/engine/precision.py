@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
+from rlhf_lab.common.errors import cause
+
 
 def pick_device(name: str = "auto") -> torch.device:
     """`name`, or for "auto" the GPU if there is one; raises ValueError for a device that is not there."""
@@ -14,7 +16,7 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = cause(error)
         raise ValueError(f"device={name!r} cannot be used here ({reason}); try 'auto' or 'cpu'") from error
     return torch.device(name)
 

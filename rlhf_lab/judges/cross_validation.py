@@ -22,7 +22,8 @@ from rlhf_lab.common.files import Clock, check_writable, key_of, write_atomicall
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.records import load_preferences
 from rlhf_lab.data.tokens import tokenize_preferences
-from rlhf_lab.engine.models import choose_max_length, load_model, load_tokenizer
+from rlhf_lab.engine.limits import choose_max_length
+from rlhf_lab.engine.loading import load_model, load_tokenizer
 from rlhf_lab.engine.precision import bf16_speed, pick_device
 from rlhf_lab.judges.pairwise import train_pairwise, win_probabilities
 from rlhf_lab.judges.report import Verdicts, judge_report, wins

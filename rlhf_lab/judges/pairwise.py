@@ -25,8 +25,10 @@ from rlhf_lab.data.encoding import Ids, bos_id, response_ids
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.tokens import keep_last
 from rlhf_lab.engine.batches import Batch
+from rlhf_lab.engine.limits import choose_max_length
+from rlhf_lab.engine.loading import load_model
 from rlhf_lab.engine.logps import last_logits
-from rlhf_lab.engine.models import check_responses, choose_max_length, load_model
+from rlhf_lab.engine.models import check_responses
 from rlhf_lab.judges.gold import Judge
 from rlhf_lab.judges.rows import TOKENS_PER_BATCH, Row, encode_responses, values_of_rows
 from rlhf_lab.training.loop import TrainingResult

@@ -92,17 +92,23 @@ def judge_report(verdicts: Verdicts, *, seed: int = 0) -> dict:
     """All of it as numbers that JSON can hold; the figure of it is `report_figure.draw_report`.
 
     accuracy {mean, low, high}: share of comparisons in which the judge prefers the chosen one; always_longer: the same
-    for the judge that only counts length, and gain_over_longer: the paired difference. log_loss: mean -log p(label);
-    of a coin .693. calibration, length, gold_agreement: see the functions of these names.
+    for the judge that takes the longer response, always_shorter for the shorter one; length_rule: the better of the
+    two here; gain_over_length: the paired difference to it, gain_over_longer to always_longer. log_loss: mean
+    -log p(label); of a coin .693. calibration, length, gold_agreement: see the functions of these names.
     """
     v = verdicts
     hits, longer = wins(v.probabilities - 0.5), wins(v.lengths[:, 0] - v.lengths[:, 1])
+    # Both directions: where short answers win, a judge may beat always-longer and be worse than a ruler.
+    rule, by_length = ("always_longer", longer) if longer.mean() >= 0.5 else ("always_shorter", 1 - longer)
     each = list(range(len(hits))) if v.groups is None else v.groups
     report = {
         "comparisons": len(hits),
         "groups": len(set(each)),
         "accuracy": share(hits, v.groups, seed),
         "always_longer": share(longer, v.groups, seed),
+        "always_shorter": share(1 - longer, v.groups, seed),
+        "length_rule": rule,
+        "gain_over_length": grouped_mean(hits - by_length, each, seed=seed)._asdict(),
         "gain_over_longer": grouped_mean(hits - longer, each, seed=seed)._asdict(),
         "log_loss": float(-np.log(np.clip(v.probabilities, 1e-12, None)).mean()),
         "calibration": calibration(v.probabilities),

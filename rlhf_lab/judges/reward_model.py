@@ -21,12 +21,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import Batch
 from rlhf_lab.engine.hidden import last_hidden
-from rlhf_lab.engine.models import check_responses, choose_max_length, disable_dropout, load_model
+from rlhf_lab.engine.limits import choose_max_length
+from rlhf_lab.engine.loading import load_config, load_model, load_whole, model_source
+from rlhf_lab.engine.models import check_responses, disable_dropout
 from rlhf_lab.judges.gold import Judge
 from rlhf_lab.judges.rows import TOKENS_PER_BATCH, cut_row, encode_responses, values_of_rows
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint, tensor_fingerprint
@@ -85,16 +87,28 @@ def reward_model(model: PreTrainedModel | str | Path, *, seed: int = 0) -> PreTr
     Raises ValueError if the model cannot be loaded, or has no sequence-classification form in transformers.
     """
     if isinstance(model, nn.Module):
-        return model if hasattr(model, "score") else _with_head(model, seed)
-    try:
-        names = AutoConfig.from_pretrained(model).architectures or [""]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load a model from {str(model)!r}: {str(error).splitlines()[0]}") from error
+        return _checked(model) if hasattr(model, "score") else _with_head(model, seed)
+    names = load_config(model).architectures or [""]
     if not names[0].endswith("ForSequenceClassification"):
         return _with_head(load_model(model), seed)
-    loaded = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32)
-    scalar_head(loaded)
-    return loaded
+    return _checked(load_whole(AutoModelForSequenceClassification, model_source(model)))
+
+
+def _checked(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, if it has a scalar head and plain transformers reads it where we do: see the trap above."""
+    scalar_head(model)
+    text = model.config.get_text_config()
+    if text.pad_token_id is not None and text.pad_token_id in _ends(text):
+        raise ValueError(
+            f"{type(model).__name__}: config.pad_token_id is its EOS ({text.pad_token_id}), so plain transformers "
+            "scores a response at the token before its EOS, and we at the EOS: one model would give two scores. Set "
+            "model.config.pad_token_id to None or to another token, as it was trained"
+        )
+    return model
+
+
+def _ends(config) -> list[int]:
+    return config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
 
 
 def reward_judge(
@@ -182,8 +196,7 @@ def _with_head(causal: PreTrainedModel, seed: int) -> PreTrainedModel:
     config = deepcopy(causal.config)
     config.num_labels = 1
     text = config.get_text_config()
-    ends = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
-    if text.pad_token_id in ends:  # see the trap above
+    if text.pad_token_id in _ends(text):  # see the trap above
         text.pad_token_id = None
     try:
         model = AutoModelForSequenceClassification.from_config(config)

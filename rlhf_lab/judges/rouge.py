@@ -2,20 +2,27 @@
 
     ROUGE-N F1 = 2 P R / (P + R) over n-grams;  ROUGE-L F1 the same over the longest common subsequence of words
 
-By the rouge-score package: lower-cased words of letters and digits, Porter-stemmed ("returns" matches "return").
+By the rouge-score package, on lower-cased words of letters and digits of any script; English words of more than three
+letters are Porter-stemmed ("returns" matches "return"). Scores are rounded to 12 digits: P and R of equal rewards may
+differ in the last bit, and a tie would count as a comparison.
 """
 
+import re
+import unicodedata
 from functools import cache, lru_cache
 
+from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
+# A run of letters and digits, or one character of a script that puts no spaces between its words.
+WORD = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|[^\W_\u3040-\u30ff\u4e00-\u9fff]+")
 
 
 @lru_cache(maxsize=100_000)
 def _f1(prediction: str, reference: str) -> tuple[float, float, float]:
     scores = _scorer().score(reference, prediction)
-    return tuple(scores[name].fmeasure for name in ROUGE_TYPES)
+    return tuple(round(scores[name].fmeasure, 12) for name in ROUGE_TYPES)
 
 
 def rouge(prediction: str, reference: str) -> dict[str, float]:
@@ -33,4 +40,16 @@ def rouge_l(prediction: str, reference: str) -> float:
 
 @cache
 def _scorer() -> RougeScorer:
-    return RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
+    return RougeScorer(list(ROUGE_TYPES), tokenizer=UnicodeWords())
+
+
+class UnicodeWords:
+    """The package's own tokens for English text; it would drop every other letter ("café" would be "caf")."""
+
+    def __init__(self) -> None:
+        self.stemmer = PorterStemmer()
+
+    def tokenize(self, text: str) -> list[str]:
+        """Words in order, lower-cased and composed (NFC): "é" is one letter however it was typed."""
+        words = WORD.findall(unicodedata.normalize("NFC", text).lower())
+        return [self.stemmer.stem(word) if word.isascii() and len(word) > 3 else word for word in words]

@@ -15,6 +15,7 @@ from rlhf_lab.data.encoding import Ids, bos_id, encode_prompt, encode_response
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.tokens import Limits, truncate
 from rlhf_lab.engine.batches import Batch, collate, token_budget_batches
+from rlhf_lab.engine.limits import check_examples
 from rlhf_lab.engine.models import eval_mode
 
 Row = tuple[Ids, Ids]
@@ -65,6 +66,7 @@ def values_of_rows(
     with eval_mode(model):
         for groups in by_count.values():
             examples = [Example(rows[indices[0]][0], tuple(rows[i][1] for i in indices)) for indices in groups]
+            check_examples(model, examples)
             budget = max(tokens_per_batch, *(example.num_tokens for example in examples))
             for batch in token_budget_batches(examples, budget, seed=0, epoch=0):
                 found = compute(model, collate([examples[i] for i in batch], model.device))

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from rlhf_lab.engine.models import load_model, load_tokenizer
+from rlhf_lab.engine.loading import load_model, load_tokenizer
 from rlhf_lab.engine.precision import pick_device
 from rlhf_lab.judges.gold import Judge, gold_judge
 from rlhf_lab.judges.pairwise import pairwise_judge

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from rlhf_lab.common.assets import small_model_path
 from rlhf_lab.common.files import check_writable
 from rlhf_lab.data.docstrings import DocstringPair
-from rlhf_lab.engine.models import load_tokenizer
+from rlhf_lab.engine.loading import load_tokenizer
 from rlhf_lab.judges.gold import Judge
 from rlhf_lab.objective import Objective
 from rlhf_lab.online.artefacts import Artefact, clear_unfinished, model_artefact, naming

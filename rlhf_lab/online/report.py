@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from rlhf_lab.common.markdown import markdown_table
 from rlhf_lab.online.figure import JUDGES
-from rlhf_lab.summarization.report import markdown_table
 
 HEADER = ("iteration", "reward", "95%", "vs pi_0", "95%", "wins vs pi_0", "wins vs last", "greedy", "greedy vs pi_0")
 COSTS = (

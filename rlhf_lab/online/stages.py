@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from rlhf_lab.common.files import key_of
 from rlhf_lab.engine.generate import sample
-from rlhf_lab.engine.models import load_model
+from rlhf_lab.engine.loading import load_model
 from rlhf_lab.engine.precision import pick_device
 from rlhf_lab.engine.serving.connection import kept
 from rlhf_lab.engine.serving.sampling import Responses

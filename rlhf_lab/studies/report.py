@@ -1,15 +1,20 @@
-"""One study, in the exact worlds or on real summaries: its numbers, figure and findings in a folder.
+"""One study, in the exact worlds or on real summaries: its numbers, figure and report in a folder.
 
-A study is a module with QUESTION, SEEDS, run(seeds, fast), sentences(results), draw(results) and alt(results); nothing
-in its report is typed by hand.
+A study is a module with QUESTION, SEEDS, run(seeds, fast), answer(results), table(results), notes(results),
+draw(results) and alt(results); nothing in its report is typed by hand.
+
+    python -m rlhf_lab.studies.report FOLDER ..     report.md and figure.png again, from the results.json in each
 """
 
+import argparse
 import ast
 import datetime
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import platform
+import sys
 import textwrap
 import time
 from collections.abc import Sequence
@@ -20,6 +25,8 @@ import matplotlib.pyplot as plt
 
 from rlhf_lab import __version__
 from rlhf_lab.common.files import write_atomically
+from rlhf_lab.common.markdown import markdown_table
+from rlhf_lab.studies.wording import Notes, sentence
 
 # Imported only when the study runs: the list and the help need no torch.
 EXACT = (
@@ -38,11 +45,10 @@ EXACT = (
 TEXT = ("summarization-offline", "summarization-offpolicy", "summarization-online", "reward-hacking")
 
 # name: module
-STUDIES = {
-    name: f"rlhf_lab.studies.{room}.{name.replace('-', '_')}"
-    for room, names in {"exact": EXACT, "text": TEXT}.items()
-    for name in names
-}
+STUDIES: dict[str, str] = {}
+for _room, _names in {"exact": EXACT, "text": TEXT}.items():
+    for _name in _names:
+        STUDIES[_name] = f"rlhf_lab.studies.{_room}.{_name.replace('-', '_')}"
 
 
 def run_study(name: str, module: ModuleType, seeds: int, fast: bool, command: str) -> dict:
@@ -68,37 +74,100 @@ def run_study(name: str, module: ModuleType, seeds: int, fast: bool, command: st
 def write_study(module: ModuleType, record: dict, out: Path) -> None:
     """results.json, figure.png and report.md in `out`; raises ValueError if the results hold NaN or infinity."""
     write_atomically(out / "results.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+    write_report(module, record, out)
+
+
+def write_report(module: ModuleType, record: dict, out: Path) -> None:
+    """figure.png and report.md in `out`, from a record that was measured before."""
     figure = module.draw(record["results"])
     figure.savefig(out / "figure.png", dpi=130, metadata={"Software": None})
     plt.close(figure)
     write_atomically(out / "report.md", report(module, record))
 
 
+def read_record(folder: Path) -> tuple[ModuleType, dict]:
+    """The study's module and its record, from `folder`/results.json; raises ValueError if that holds no study."""
+    path = folder / "results.json"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: name a folder that `rlhf-lab study` wrote")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not whole ({error}): run the study again") from error
+    name = record.get("study") if isinstance(record, dict) else None
+    if name not in STUDIES:
+        raise ValueError(f"{path} is not the result of a study: its name is {name!r}")
+    return importlib.import_module(STUDIES[name]), record
+
+
 def report(module: ModuleType, record: dict) -> str:
-    """The question, what was found, the figure, and the command that makes it all again."""
-    results, settings, versions = record["results"], record["settings"], record["versions"]
+    """Question, answer, table, figure, what was equal, what this does not show, and the command that makes it again."""
+    results, notes = record["results"], module.notes(record["results"])
     parts = [
         f"# {record['question']}",
-        paragraph(module.sentences(results)),
+        f"**{module.answer(results)}**",
+        markdown_table(module.table(results)),
         f"![{module.alt(results)}](figure.png)",
-        f"`{record['command']}`: {settings['seeds']} seeds, {record['seconds']:.1f} s, on {record['date']} with "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + ". Intervals are 95%, over seeds. All numbers: `results.json`.",
+        *sections(notes),
+        "## How it was made",
+        made_by(record),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def paragraph(sentences: Sequence[str]) -> str:
-    """The sentences in one paragraph, wrapped; each begins with a capital and ends with a full stop."""
-    ended = [text[:1].upper() + text[1:] + "." * (not text.endswith((".", "?", "!"))) for text in sentences]
-    return textwrap.fill(" ".join(ended), 110, break_long_words=False, break_on_hyphens=False)
+def sections(notes: Notes) -> list[str]:
+    """The notes under their headings; an empty list has no heading."""
+    headings = {
+        "What was equal and what was not": notes.equal,
+        "What else came out": notes.found,
+        "What this does not show": notes.limits,
+    }
+    parts = []
+    for heading, texts in headings.items():
+        if texts:
+            parts += [f"## {heading}", "\n".join(_bullet(text) for text in texts)]
+    return parts
+
+
+def _bullet(text: str) -> str:
+    options = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": "  "}
+    return textwrap.fill(f"- {sentence(text)}", 110, **options)
+
+
+def made_by(record: dict) -> str:
+    """The command, its seeds and seconds, the date and the versions."""
+    settings = record["settings"]
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    told = (
+        f"`{record['command']}` ran {settings['seeds']} seeds in {record['seconds']:.0f} s on {record['date']}, with "
+        f"{versions}. Intervals are 95%, over seeds. All numbers are in `results.json`."
+    )
+    return textwrap.fill(told, 110, break_long_words=False, break_on_hyphens=False)
 
 
 def question_of(name: str) -> str:
     """QUESTION of a study, read from its source without importing it; raises ValueError if there is none."""
-    path = Path(__file__).parents[2] / f"{STUDIES[name].replace('.', '/')}.py"
+    path = Path(importlib.util.find_spec(STUDIES[name]).origin)
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if isinstance(target, ast.Name) and target.id == "QUESTION":
             return ast.literal_eval(node.value)
     raise ValueError(f'study {name!r}: {path.name} must define QUESTION = ".."')
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the report and the figure of each folder again."""
+    parser = argparse.ArgumentParser(prog="python -m rlhf_lab.studies.report", description=__doc__)
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="a folder with a study's results.json")
+    folders = parser.parse_args(arguments).folders
+    try:
+        records = [read_record(folder) for folder in folders]
+    except ValueError as error:
+        parser.error(str(error))
+    for folder, (module, record) in zip(folders, records, strict=True):
+        write_report(module, record, folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

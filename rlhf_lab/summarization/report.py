@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 
+from rlhf_lab.common.markdown import markdown_table
 from rlhf_lab.common.plots import METHOD_LABELS
 
 LABEL_WIDTH = 19
@@ -41,12 +42,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """The same as a Markdown table; the first row is the header."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def verdict(results: dict) -> list[str]:

@@ -17,9 +17,11 @@ from typing import NamedTuple
 import numpy
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import Batch, collate, token_budget_batches
+from rlhf_lab.engine.limits import check_examples
 from rlhf_lab.engine.models import eval_mode, set_gradient_checkpointing
 from rlhf_lab.engine.precision import autocast, check_master_weights, pick_device
 from rlhf_lab.training import checkpoints, schedule
@@ -40,6 +42,13 @@ class Losses(NamedTuple):
     loss: Tensor
     weights: Tensor
     metrics: dict[str, Tensor]
+
+    def plus_balancing(self, balancing: Tensor | None) -> "Losses":
+        """With the load-balancing loss of a mixture of experts added to the mean, and logged as `router/aux_loss`."""
+        if balancing is None:
+            return self
+        logged = {"router/aux_loss": balancing.detach().expand(len(self.loss))}
+        return Losses(self.loss + balancing * self.weights, self.weights, self.metrics | logged)
 
 
 # rows: [B], the indices of the batch's examples in the sequence that was given to `train` or `evaluate`.
@@ -84,6 +93,10 @@ def train(
     begin = time.perf_counter()
     if not examples:
         raise ValueError("train: there are no examples to train on")
+    if isinstance(model, PreTrainedModel):
+        check_examples(model, [*examples, *(eval_examples or ())])
+    if eval_examples:
+        _eval_batches(eval_examples, settings)  # raises now, not after the last step
     device = pick_device(settings.device)
     _prepare(model, settings, device)
     optimizers = make_optimizers(model, settings)
@@ -96,6 +109,11 @@ def train(
     unchecked: list[StepRecord] = []
 
     with MetricsLog(settings, total, step) as log:
+        if eval_examples and step and (step == total or _due(step, settings.eval_steps, False)):
+            # it was killed between saving and evaluating, or is finished and gets other examples than it had
+            row = evaluate(model, eval_examples, eval_loss_fn or loss_fn, settings)
+            if not any(known.items() >= row.items() for known in read_metrics(settings.output_dir)):
+                log.write(step, row)
         if eval_examples and settings.eval_on_start and step == 0:
             log.write(step, evaluate(model, eval_examples, eval_loss_fn or loss_fn, settings))
 
@@ -136,12 +154,12 @@ def train(
                 row = averages.read_and_clear() | now
                 log.write(step, row)
                 warn_if_margin_stays_zero(row, step)
-            if eval_examples and (last or _due(step, settings.eval_steps, last)):
-                log.write(step, evaluate(model, eval_examples, eval_loss_fn or loss_fn, settings))
-            if saving:
+            if saving:  # before evaluating: what was trained is not lost if that fails
                 seconds = time.perf_counter() - begin
                 done = Progress(step, place.epoch, place.index + 1, num_tokens, averages.state(), seconds)
                 last_saved = checkpoints.save_checkpoint(model, optimizers, done, identity, settings)
+            if eval_examples and (last or _due(step, settings.eval_steps, last)):
+                log.write(step, evaluate(model, eval_examples, eval_loss_fn or loss_fn, settings))
 
     _finish(model, tokenizer, settings)
     history = read_metrics(settings.output_dir)
@@ -156,13 +174,17 @@ def evaluate(
 ) -> dict[str, float]:
     """Loss and metrics over all of `examples`, in evaluation mode, under the names eval_loss, eval_..."""
     device = next(model.parameters()).device
-    limits = settings.tokens_per_batch, settings.per_device_train_batch_size
     averages = Averages()
     with eval_mode(model), autocast(device, settings.bf16):
-        for indices in token_budget_batches(examples, *limits, seed=0, epoch=0):
+        for indices in _eval_batches(examples, settings):
             batch = collate([examples[i] for i in indices], device)
             averages.add(*loss_fn(model, batch, torch.tensor(indices, device=device)))
     return {f"eval_{name}": value for name, value in averages.read_and_clear().items()}
+
+
+def _eval_batches(examples: Sequence[Example], settings: TrainingSettings) -> list[list[int]]:
+    limits = settings.tokens_per_batch, settings.per_device_train_batch_size
+    return list(token_budget_batches(examples, *limits, seed=0, epoch=0))
 
 
 def _prepare(model: nn.Module, settings: TrainingSettings, device: torch.device) -> None:

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import Batch, collate
+from rlhf_lab.engine.loading import load_model, load_tokenizer
 from rlhf_lab.engine.logps import ResponseLogps, response_logps
-from rlhf_lab.engine.models import check_responses, disable_dropout, eval_mode, load_model
+from rlhf_lab.engine.models import check_responses, disable_dropout, eval_mode
 from rlhf_lab.engine.precision import autocast, check_master_weights, pick_device
 from rlhf_lab.objective import Objective, preference_loss, wpo_weights
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint
@@ -56,6 +57,8 @@ def train_preference(
     own = model_fingerprint(model)
     identity = {"task": "preference", "objective": repr(objective), "model": own, "data": data_fingerprint(examples)}
 
+    if reference is not None and not isinstance(reference, nn.Module):
+        check_same_tokens(tokenizer, reference)
     reference_model = model if reference is None else load_model(reference).to(model.device)
     identity["reference"] = own if reference is None else model_fingerprint(reference_model)
     cached = {
@@ -79,6 +82,23 @@ def train_preference(
         tokenizer=tokenizer,
         identity=identity,
     )
+
+
+def check_same_tokens(tokenizer, reference: str | Path) -> None:
+    """Raises ValueError unless the reference's tokenizer gives every id the same meaning; one without any passes."""
+    if tokenizer is None:
+        return
+    try:
+        other = load_tokenizer(reference)
+    except ValueError:
+        return  # a folder of weights alone: nothing says that they mean other tokens
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    differ = [token for token, place in ours.items() if theirs.get(token) != place]
+    if differ:
+        raise ValueError(
+            f"the reference {str(reference)!r} has another tokenizer: {len(differ)} of {len(ours)} tokens have another "
+            f"id there, e.g. {differ[0]!r}. Its log-probs would be of other text; choose a reference of the same family"
+        )
 
 
 def preference_loss_fn(objective: Objective, ref_logps: Tensor) -> LossFunction:
@@ -121,7 +141,7 @@ def preference_losses(objective: Objective, policy: ResponseLogps, ref_logps: Te
         metrics["vpo/bonus"] = result.bonus
     if objective.weighting is not None:
         metrics["wpo/weight_mean"] = result.weights
-    return Losses(result.loss, torch.ones_like(result.loss), metrics)
+    return Losses(result.loss, torch.ones_like(result.loss), metrics).plus_balancing(policy.balancing)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import collate, token_budget_batches
+from rlhf_lab.engine.limits import check_examples
 from rlhf_lab.engine.logps import response_logps
 from rlhf_lab.engine.models import eval_mode
 from rlhf_lab.engine.precision import autocast
@@ -59,6 +60,7 @@ def reference_logps(
         cached = _read(path, shape) if path.exists() else None
         if cached is not None:
             return cached
+    check_examples(model, examples)
     logps = _compute(model, examples, shape, bf16, tokens_per_batch, disable_tqdm)
     if path is not None:
         _write(path, logps)

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import Batch
+from rlhf_lab.engine.loading import load_model
 from rlhf_lab.engine.logps import response_logps
-from rlhf_lab.engine.models import check_responses, load_model
+from rlhf_lab.engine.models import check_responses
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint
 from rlhf_lab.training.loop import Losses, TrainingResult, train
 from rlhf_lab.training.settings import TrainingSettings
@@ -23,7 +24,7 @@ def sft_loss(model, batch: Batch, rows: Tensor) -> Losses:
     if result.alignment is not None:  # log max_v pi(v)
         hits = (result.token_logps >= result.alignment - 1e-6) & result.mask
         metrics["mean_token_accuracy"] = hits.sum((1, 2)) / result.mask.sum((1, 2))
-    return Losses(-result.logps.sum(1), result.lengths.sum(1), metrics)
+    return Losses(-result.logps.sum(1), result.lengths.sum(1), metrics).plus_balancing(result.balancing)
 
 
 def train_sft(

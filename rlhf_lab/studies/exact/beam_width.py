@@ -5,9 +5,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rlhf_lab.common.intervals import change, comparison, difference_interval, mean_interval, number, sign
+from rlhf_lab.common.intervals import Interval, comparison, difference_interval, mean_interval, number, sign
 from rlhf_lab.common.plots import OKABE_ITO, label_ends, method_colour, style
 from rlhf_lab.objective import Objective
+from rlhf_lab.studies.wording import Notes, Table, listed, told
 from rlhf_lab.worlds.trees.decoding import beam_search, guided_beams
 from rlhf_lab.worlds.trees.dpo import descend, pairs_loss, sample_pairs
 from rlhf_lab.worlds.trees.tree import Levels, TokenTree, path_sums, random_tree, sequences
@@ -18,7 +19,7 @@ SEEDS = 96
 
 BETA, RATE, PAIRS, VOCAB = 0.5, 4.0, 300, 3
 HORIZONS = {"eos": 8, "fixed": 6}
-TREES = {"eos": "responses may end early", "fixed": "all responses equally long"}
+TREES = {"eos": "responses may end early", "fixed": "all responses are equally long"}
 POLICIES = ("optimum", "early", "late")
 LINES = {
     "optimum": ("o-", OKABE_ITO["black"]),
@@ -90,29 +91,67 @@ def summary(by_width: list[dict[str, Tensor]]) -> dict:
     }
 
 
-def sentences(results: dict) -> list[str]:
-    """Equality with guided decoding, then what width did to return, implicit reward and length, policy by policy."""
-    widths, told, policies = results["settings"]["widths"], [], labels(results)
+def answer(results: dict) -> str:
+    """What the widest beam on the optimal policy returns against greedy search, in both kinds of tree."""
+    widest = results["settings"]["widths"][-1]
+    moved = {kind: _moved(results, kind, "optimum") for kind in TREES}
+    words = {}
+    for kind, interval in moved.items():
+        size = f"{abs(interval['mean']):.2f} of return"
+        words[kind] = told(interval, f"wins {size}", f"loses {size}", "changes nothing detectably")
+    return (
+        f"Against greedy, width {widest} on the optimum {words['eos']} where responses may end early, and "
+        f"{words['fixed']} at equal lengths."
+    )
+
+
+def _moved(results: dict, kind: str, policy: str, measure: str = "true_return") -> Interval:
+    return results["trees"][kind]["policies"][policy]["widest_minus_greedy"][measure]
+
+
+def table(results: dict) -> Table:
+    """A row a kind of tree and policy: the return of greedy and widest, and what width changed."""
+    widths, policies = results["settings"]["widths"], labels(results)
+    rows = [["responses", "policy", "true return, greedy", f"true return, width {widths[-1]}", "change of it"]]
+    rows[0] += ["change of R + beta log pi_ref", "change of the length", "width of the highest return"]
+    for kind, label in TREES.items():
+        for name, policy in policies.items():
+            found = results["trees"][kind]["policies"][name]
+            ends = [number(found["true_return"][i], ".2f") for i in (0, -1)]
+            measures = ("true_return", "objective", "length")
+            changes = [number(_moved(results, kind, name, measure), "+.2f") for measure in measures]
+            if kind != "eos":
+                changes[-1] = ""  # the length cannot change
+            rows.append([label, policy, *ends, *changes, str(widths[found["peak"]])])
+    return rows
+
+
+def notes(results: dict) -> Notes:
+    """What was equal, guided search, over-fitting, and whether the return peaks at a width."""
+    settings, policies, found = results["settings"], labels(results), []
     equal, searches = (sum(tree[name] for tree in results["trees"].values()) for name in ("guided_equal", "searches"))
-    told.append(f"At the optimum, beams on likelihood and beams guided by V* were the same in {equal} of {searches}")
+    found.append(f"at the optimum, beams on likelihood equal beams guided by V* in {equal} of {searches} searches")
     for kind, label in TREES.items():
         tree = results["trees"][kind]
-        told.append(
-            f"where {label}: "
-            + comparison(f"J of {policies['late']}", f"J of {policies['early']}", tree["late_value"])
-            + ("; it is over-fit" if sign(tree["late_value"]) < 0 else "")
-        )
+        late = comparison(f"J of {policies['late']}", f"J of {policies['early']}", tree["late_value"])
+        over_fit = "; the later one is over-fit" if sign(tree["late_value"]) < 0 else ""
+        found.append(f"where {label}, {late}{over_fit}")
         for name, policy in policies.items():
-            found = tree["policies"][name]
-            moved = found["widest_minus_greedy"]
-            said = [
-                change("the true return", moved["true_return"], ".2g"),
-                change("R + beta log pi_ref", moved["objective"], ".2g"),
-            ]
-            if kind == "eos":
-                said.append(change("the length", moved["length"], ".2g"))
-            told.append(f"{policy}, from greedy to width {widths[-1]}: {', '.join(said)}; {_peak(found, widths)}")
-    return told
+            found.append(f"where {label}, {policy}: {_peak(tree['policies'][name], settings['widths'])}")
+    return Notes(
+        equal=[
+            f"all widths search the same policies in the same {settings['seeds']} trees",
+            f"the two trained policies differ in steps alone, on the same {settings['pairs']} pairs",
+            "a wider beam looks at more sequences, and so costs more",
+        ],
+        found=found,
+        limits=[
+            "a beam seeks the likeliest sequence under pi, which is not the sequence of the highest return",
+            "the width of the highest return is chosen and measured in the same worlds, which flatters it",
+            "lengths are not normalised, while many decoders do so",
+            f"the trees are small: {listed([str(tree['sequences']) for tree in results['trees'].values()])} sequences",
+        ],
+    )
 
 
 def labels(results: dict) -> dict[str, str]:

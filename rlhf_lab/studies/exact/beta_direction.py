@@ -11,9 +11,10 @@ import torch
 from matplotlib.figure import Figure
 
 from rlhf_lab.bradley_terry.comparisons import labelled_pairs
-from rlhf_lab.common.intervals import change, difference_interval, mean_interval, number, sign, slope_interval
+from rlhf_lab.common.intervals import difference_interval, mean_interval, number, sign, slope_interval
 from rlhf_lab.common.plots import GREY, OKABE_ITO, style
 from rlhf_lab.objective import Objective
+from rlhf_lab.studies.wording import Notes, Table, told
 from rlhf_lab.worlds import exact
 from rlhf_lab.worlds.bandit import Bandit, random_bandit
 from rlhf_lab.worlds.descent import Descent, descend, objective_loss
@@ -55,24 +56,54 @@ def kl_by_beta(bandit: Bandit, betas: tuple[float, ...], steps: tuple[int, ...],
     return {name: torch.stack(rows, dim=1).numpy() for name, rows in kl.items()}
 
 
-def sentences(results: dict) -> list[str]:
-    """The direction at the optimum and after every number of steps, decided by paired intervals."""
-    low, high = results["settings"]["betas"][0], results["settings"]["betas"][-1]
-    found = []
-    for name, interval in results["change"].items():
-        ends = results["kl"][name][0]["mean"], results["kl"][name][-1]["mean"]
-        found.append(
-            f"{change(f'as beta goes from {low} to {high}, the KL {_where(name)}', interval)}, from {ends[0]:.3g} to "
-            f"{ends[1]:.3g} nats (log-log slope {number(results['slope'][name], '.2f')})"
-        )
-    falling = [n for n, i in results["change"].items() if n != "optimum" and sign(i) < 0]
-    rising = [n for n, i in results["change"].items() if n != "optimum" and sign(i) > 0]
+def answer(results: dict) -> str:
+    """The direction at the optimum, and after how many steps it turns."""
+    optimum = told(results["change"]["optimum"], "more KL", "less KL", "no detectably other KL")
+    begin = f"At the optimum a larger beta means {optimum}"
+    falling, rising = _directions(results)
     if falling and rising:
-        found.append(f"the direction turns between {rising[-1]} and {falling[0]} steps at rate {RATE}")
-    last = list(results["share_of_optimum"])[-1]
-    share = number(results["share_of_optimum"][last], ".2f")
-    found.append(f"after {last} steps beta {low} has walked a share {share} of the way to its optimum, in KL")
-    return found
+        turn = f"the direction turns between {rising[-1]} and {falling[0]} steps"
+        return f"{begin}, but after few gradient steps more: {turn}."
+    after = "falls" if falling else "rises" if rising else "does not move detectably"
+    return f"{begin}; after every tried number of gradient steps the KL {after} as beta grows."
+
+
+def _directions(results: dict) -> tuple[list[str], list[str]]:
+    """The numbers of steps after which the KL falls in beta, and those after which it rises."""
+    after = {name: interval for name, interval in results["change"].items() if name != "optimum"}
+    return [n for n, i in after.items() if sign(i) < 0], [n for n, i in after.items() if sign(i) > 0]
+
+
+def table(results: dict) -> Table:
+    """A row the optimum and each number of steps: KL at both ends of beta, its change, slope, and share of the way."""
+    low, high = results["settings"]["betas"][0], results["settings"]["betas"][-1]
+    rows = [["", f"KL at beta {low:g}, nats", f"KL at beta {high:g}, nats", "change", "log-log slope in beta"]]
+    rows[0].append(f"share of the optimum's KL, beta {low:g}")
+    for name, interval in results["change"].items():
+        ends = number(results["kl"][name][0]), number(results["kl"][name][-1])
+        row = [_where(name), *ends, number(interval), number(results["slope"][name], ".2f")]
+        share = results["share_of_optimum"].get(name)
+        rows.append([*row, number(share, ".2f") if share else ""])
+    return rows
+
+
+def notes(results: dict) -> Notes:
+    """What was equal, and how far training went."""
+    settings = results["settings"]
+    last, low = settings["steps"][-1], settings["betas"][0]
+    share = number(results["share_of_optimum"][str(last)], ".2f")
+    return Notes(
+        equal=[
+            f"every beta meets the same {settings['seeds']} worlds and the exact preferences of all pairs",
+            f"the learning rate is {settings['rate']} at every beta; beta itself multiplies the gradient",
+        ],
+        found=[f"after {last} steps beta {low:g} has walked a share of {share} of the way to its optimum, in KL"],
+        limits=[
+            "plain gradient descent: Adam divides the factor beta out of its step, and turns elsewhere",
+            "preferences are exact: with few comparisons a small beta also over-fits them",
+            "where the direction turns depends on the learning rate, of which one was tried",
+        ],
+    )
 
 
 def _where(name: str) -> str:
@@ -103,5 +134,5 @@ def draw(results: dict) -> Figure:
 def alt(results: dict) -> str:
     """KL at the smallest and the largest beta, for every line."""
     betas = results["settings"]["betas"]
-    told = [f"{_where(name)} {i[0]['mean']:.3g} and {i[-1]['mean']:.3g}" for name, i in results["kl"].items()]
-    return f"KL to the reference in nats against beta, at beta {betas[0]} and {betas[-1]}: " + "; ".join(told) + "."
+    ends = [f"{_where(name)} {i[0]['mean']:.3g} and {i[-1]['mean']:.3g}" for name, i in results["kl"].items()]
+    return f"KL to the reference in nats against beta, at beta {betas[0]} and {betas[-1]}: " + "; ".join(ends) + "."

@@ -7,9 +7,10 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rlhf_lab.common.intervals import change, mean_interval, number
+from rlhf_lab.common.intervals import mean_interval, number
 from rlhf_lab.common.plots import OKABE_ITO, label_ends, style
 from rlhf_lab.objective import Objective
+from rlhf_lab.studies.wording import Notes, Table, told
 from rlhf_lab.worlds.trees.dpo import chosen_logps, descend, exact_wins, wins_loss
 from rlhf_lab.worlds.trees.tree import Levels, path_sums, random_tree, token_logps
 from rlhf_lab.worlds.trees.values import expected_sum
@@ -73,33 +74,71 @@ def displacements(ref: Levels, wins: Tensor, chosen: Tensor, rejected: Tensor, s
     return out
 
 
-def sentences(results: dict) -> list[str]:
-    """What the chosen and the rejected log-probs did under each pi_ref, and how exact the identity was."""
-    settings, paths = results["settings"], results["paths"]
-    steps, told = settings["steps"], []
-    for name, label in REFERENCES.items():
-        path = paths[name]
-        fell = f"{path['fell'][-1]:.0%} of the worlds"
-        told.append(
-            f"where {label}, after {steps[-1]} steps {change('the chosen log-prob', path['chosen'][-1])} nats, in "
-            f"{fell} it is lower than at the start; {change('the rejected one', path['rejected'][-1])} nats"
+def answer(results: dict) -> str:
+    """The identity that forbids a rise where pi_ref is SFT on the chosen responses, and what happened there."""
+    path = results["paths"]["sft"]
+    end = path["chosen"][-1]
+    size = f"{abs(end['mean']):.2f} nats"
+    moved = told(end, f"rises by {size}", f"falls by {size}", "does not move detectably")
+    if path["chosen_error"] < 1e-9:
+        return (
+            f"With pi_ref as SFT on the chosen, their mean log-ratio equals minus a KL and so cannot rise: it {moved}."
         )
-        best = max(range(len(steps)), key=lambda i: path["chosen"][i]["mean"])
-        if path["chosen"][best]["low"] > 0 and best < len(steps) - 1:
-            told.append(f"before that it had risen, to {number(path['chosen'][best])} nats at step {steps[best]}")
+    return f"With pi_ref as SFT on the chosen, their mean log-ratio {moved}."
+
+
+def table(results: dict) -> Table:
+    """A row a choice of pi_ref: what DPO's last step has done to chosen, rejected and the KL."""
+    settings = results["settings"]
+    after = f"after {settings['steps'][-1]} steps, nats"
+    rows = [["pi_ref", f"chosen {after}", f"rejected {after}", f"-KL(pi_ref, pi) {after}", "worlds where chosen fell"]]
+    for name, label in REFERENCES.items():
+        path = results["paths"][name]
+        fell = f"{round(path['fell'][-1] * settings['seeds'])} of {settings['seeds']}"
+        rows.append([label, *(number(path[side][-1], ".2f") for side in ("chosen", "rejected", "minus_kl")), fell])
+    return rows
+
+
+def notes(results: dict) -> Notes:
+    """What was equal, the identity, early rises, and SFT that stops half way."""
+    settings, paths = results["settings"], results["paths"]
+    found = [*_early_rises(results)]
     worst = max(path["error"] for path in paths.values())
-    told.append(f"E_ref[beta h] = -beta KL(pi_ref || pi) held at every step, to {worst:.0e}")
-    told.append(
-        "if pi_ref is SFT on the chosen responses the chosen implicit reward IS that number: the two differed by at "
-        f"most {paths['sft']['chosen_error']:.0e} (against {paths['independent']['chosen_error']:.2g} with an "
-        "independent pi_ref), so it cannot rise"
+    found.append(f"E_ref[beta h] = -beta KL(pi_ref || pi) held at every step, to {worst:.0e}")
+    found.append(
+        "with pi_ref as SFT on the chosen, chosen implicit reward and -beta KL differed by at most "
+        f"{paths['sft']['chosen_error']:.0e}; with an independent pi_ref, by {paths['independent']['chosen_error']:.2g}"
     )
     start, end = results["sft"]["chosen"][0], results["sft"]["chosen"][-1]
-    told.append(
-        f"the further SFT on the chosen had gone before DPO, from none to all the way, the chosen log-prob went from "
-        f"{number(start)} to {number(end)} nats"
+    found.append(
+        f"without SFT before DPO the chosen log-prob moves by {number(start, '.2f')} nats, and after SFT all the way "
+        f"by {number(end, '.2f')}"
     )
-    return told
+    return Notes(
+        equal=[
+            f"the three lines have the same {settings['seeds']} trees, exact preferences, beta and steps",
+            "they differ in pi_ref alone, which is also where training begins",
+        ],
+        found=found,
+        limits=[
+            "every sequence has a log-prob of its own; where a network shares weights it can fall for other reasons",
+            "the mean over chosen responses falls; a single one may rise",
+            "a fall is no harm by itself: the rejected ones fall further",
+        ],
+    )
+
+
+def _early_rises(results: dict) -> list[str]:
+    """For each pi_ref under which the chosen log-prob had risen before the last step: where it was highest."""
+    steps, told_rises = results["settings"]["steps"], []
+    for name, label in REFERENCES.items():
+        chosen = results["paths"][name]["chosen"]
+        best = max(range(len(steps)), key=lambda i: chosen[i]["mean"])
+        if chosen[best]["low"] > 0 and best < len(steps) - 1:
+            rise = number(chosen[best], ".2f")
+            where = f"highest at step {steps[best]}, {rise} nats above its start"
+            told_rises.append(f"where {label}, the chosen log-prob is {where}")
+    return told_rises
 
 
 def draw(results: dict) -> Figure:

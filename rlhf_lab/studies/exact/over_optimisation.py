@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rlhf_lab.bradley_terry.comparisons import draw_pairs, labelled_pairs
-from rlhf_lab.common.intervals import change, comparison, difference_interval, held_out_peak, mean_interval
+from rlhf_lab.common.intervals import difference_interval, held_out_peak, mean_interval, number, sign
 from rlhf_lab.common.plots import METHOD_LABELS, label_ends, method_colour, style
 from rlhf_lab.objective import Objective
+from rlhf_lab.studies.wording import Notes, Table, listed
 from rlhf_lab.worlds.bandit import random_bandit
 from rlhf_lab.worlds.descent import Descent, Loss, Trace, descend, ipo_loss, objective_loss
 
@@ -77,26 +78,52 @@ def _curve(rows: Tensor) -> dict[str, list[float]]:
     return {part: [round(i[part], 4) for i in intervals] for part in ("mean", "low", "high")}
 
 
-def sentences(results: dict) -> list[str]:
-    """Rise, fall and end of every method at every beta."""
-    steps, found = results["settings"]["steps"], []
+def answer(results: dict) -> str:
+    """For which methods the true value falls after its peak, at each beta."""
+    parts = []
+    for beta, methods in results["betas"].items():
+        falling = [METHOD_LABELS[name] for name, m in methods.items() if _falls(m, results)]
+        names = {0: "no method", len(methods): "all methods"}.get(len(falling), listed(falling))
+        parts.append(f"at beta {beta} for {names}")
+    return f"The true value falls again {', and '.join(parts)}."
+
+
+def _falls(m: dict, results: dict) -> bool:
+    """The fall is told only where the peak is at neither end."""
+    return sign(m["fall"]) > 0 and m["peak_step"] not in (0, results["settings"]["steps"])
+
+
+def table(results: dict) -> Table:
+    """A row a beta and method: the peak, the way to it and from it, and the end against DPO's."""
+    header = ["beta", "method", "step of the peak", "true value up to the peak", "true value after it"]
+    rows = [[*header, "KL at the peak", "KL at the end", "true reward after the peak", "end minus DPO's end"]]
     for beta, methods in results["betas"].items():
         for method, m in methods.items():
-            name = f"at beta {beta}, {METHOD_LABELS[method]}'s true value"
-            fall = {"mean": -m["fall"]["mean"], "low": -m["fall"]["high"], "high": -m["fall"]["low"]}
-            if m["peak_step"] in (0, steps):
-                where = "is highest before the first step" if m["peak_step"] == 0 else "is highest at the last step"
-                found.append(f"{name} {where} ({m['peak_step']} of {steps})")
-                continue
-            found.append(
-                f"{change(name, m['rise'])} up to step {m['peak_step']}; from there to step {steps} "
-                f"{change('it', fall)}, while the KL goes from {m['kl_at_peak']['mean']:.2f} to "
-                f"{m['kl_at_end']['mean']:.2f} nats; {change('the true reward alone', m['reward_change_after_peak'])}"
-            )
-        for method in [m for m in methods if m != "dpo"]:
-            against = comparison(METHOD_LABELS[method], "DPO", methods[method]["end_against_dpo"])
-            found.append(f"at beta {beta}, after {steps} steps, {against} in true value")
-    return found
+            after = {"mean": -m["fall"]["mean"], "low": -m["fall"]["high"], "high": -m["fall"]["low"]}
+            row = [beta, METHOD_LABELS[method], str(m["peak_step"]), number(m["rise"], "+.3f"), number(after, "+.3f")]
+            row += [number(m[name], ".2f") for name in ("kl_at_peak", "kl_at_end")]
+            row.append(number(m["reward_change_after_peak"], "+.3f"))
+            rows.append([*row, "" if method == "dpo" else number(m["end_against_dpo"], "+.3f")])
+    return rows
+
+
+def notes(results: dict) -> Notes:
+    """What was equal, how the peak was measured, and what the value leaves out."""
+    settings = results["settings"]
+    return Notes(
+        equal=[
+            f"all methods train on the same {settings['pairs']} comparisons of {settings['seeds']} worlds",
+            "learning rates are such that the first step widens a pair's gap equally",
+            "steps are equal and the KL that they reach is not: WPO's weights shrink its steps",
+        ],
+        limits=[
+            "the peak is chosen on every second world and measured on the others; nobody could stop there without "
+            "knowing the true value",
+            "the true value counts the KL: where it falls, the true reward alone need not",
+            f"VPO has one alpha, {settings['alpha']}; IPO and WPO were not tuned either",
+            "ten arms in one context, and plain gradient descent",
+        ],
+    )
 
 
 def draw(results: dict) -> Figure:

@@ -5,11 +5,14 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from torch import Tensor
 
-from rlhf_lab.common.intervals import comparison, difference_interval, mean_interval, number, sign
+from rlhf_lab.common.intervals import difference_interval, mean_interval, number, sign
 from rlhf_lab.common.plots import style
+from rlhf_lab.studies.wording import Notes, Table, by_chance
 from rlhf_lab.worlds import exact
 from rlhf_lab.worlds.bandit import Bandit, random_bandit
 from rlhf_lab.worlds.offline import behaviour_logps, count_comparisons, coverage, draw_comparisons
@@ -92,28 +95,78 @@ def _short(interval: dict[str, float]) -> dict[str, float]:
     return {key: float(f"{value:.3g}") for key, value in interval.items()}
 
 
-def sentences(results: dict[str, Any]) -> list[str]:
-    """How often each world gains and loses, what separates the two, which calibration is best, and single cells."""
-    cells, alphas = results["cells"], results["settings"]["alphas"]
-    told = []
-    for reference, beta in dict.fromkeys((c["reference"], c["beta"]) for c in cells):
-        signs = [sign(i) for c in cells if (c["reference"], c["beta"]) == (reference, beta) for i in _changes(c)]
-        told.append(
-            f"pi_ref {reference}, beta {beta}: pessimism lowers the suboptimality in {signs.count(-1)}, raises it in "
-            f"{signs.count(1)} and does neither detectably in {signs.count(0)} of {len(signs)} settings of "
-            "alpha, N, coverage and calibration."
+def answer(results: dict[str, Any]) -> str:
+    """In how many settings pessimism pays, and where it does not, at the larger and the smaller beta."""
+    cells = results["cells"]
+    betas = sorted({cell["beta"] for cell in cells})
+    small, large = (_signs([c for c in cells if c["beta"] == beta]) for beta in (betas[0], betas[-1]))
+    return (
+        f"Pessimism pays in {large.count(-1)} of {len(large)} settings at beta {betas[-1]}, and in {small.count(-1)} "
+        f"of {len(small)} at beta {betas[0]}, where it costs in {small.count(1)}."
+    )
+
+
+def _signs(cells: list[dict[str, Any]]) -> list[int]:
+    """The decided direction of every cell at every alpha; -1: pessimism pays."""
+    return [sign(change) for cell in cells for change in _changes(cell)]
+
+
+def table(results: dict[str, Any]) -> Table:
+    """A row a world and coverage: how often pessimism pays and costs, and the largest change either way."""
+    cells = results["cells"]
+    rows = [["pi_ref", "beta", "data", "settings", "it pays", "it costs", "largest gain", "at", "largest loss", "at"]]
+    for reference, beta, name in dict.fromkeys((c["reference"], c["beta"], c["behaviour"]) for c in cells):
+        here = [c for c in cells if (c["reference"], c["beta"], c["behaviour"]) == (reference, beta, name)]
+        signs = _signs(here)
+        counts = [len(signs), signs.count(-1), signs.count(1)]
+        rows.append(
+            [reference, str(beta), name, *map(str, counts), *_extreme(results, here, -1), *_extreme(results, here, 1)]
         )
-    told += [_separation(cells, alphas, i) for i in range(len(alphas))]
-    for name in CALIBRATIONS:
-        changes = [change for c in cells if c["calibration"] == name for change in _changes(c)]
-        mean = sum(change["mean"] for change in changes) / len(changes)
-        signs = [sign(change) for change in changes]
-        told.append(
-            f"pi_cal = {name}: over all cells and alphas the suboptimality changes by {mean:+.3f} on average; "
-            f"it falls in {signs.count(-1)} and rises in {signs.count(1)} of {len(signs)}."
-        )
-    told += [_one(c, alphas) for c in cells if c["behaviour"] == "as pi_ref" and c["calibration"] == "reference"]
-    return told
+    return rows
+
+
+def _extreme(results: dict[str, Any], cells: list[dict[str, Any]], side: int) -> list[str]:
+    """The largest decided change of one direction with its interval, and where it is; empty if there is none."""
+    found = []
+    for cell in cells:
+        for alpha, change in zip(results["settings"]["alphas"], _changes(cell), strict=True):
+            if sign(change) == side:
+                found.append((change, f"alpha {alpha:g}, N {cell['size']}, pi_cal {cell['calibration']}"))
+    if not found:
+        return ["", ""]
+    change, where = max(found, key=lambda item: side * item[0]["mean"])
+    return [number(change, "+.3f"), where]
+
+
+def notes(results: dict[str, Any]) -> Notes:
+    """What was equal, what tells where pessimism pays, the calibrations, and how many settings chance would decide."""
+    cells, settings = results["cells"], results["settings"]
+    found = [_separation(cells, settings["alphas"], i) for i in range(len(settings["alphas"]))]
+    return Notes(
+        equal=[
+            f"DPO and VPO at every alpha meet the same {settings['seeds']} worlds and the same data",
+            "larger N contains smaller N; settings that share a world are not independent",
+            f"rewards are fitted within a bound of {settings['bound']:g}, alpha is of a sum and the same at every N",
+            "pi_cal = behaviour knows the policy that wrote the data, and the others do not",
+        ],
+        found=[*found, *(_about_calibration(cells, name) for name in CALIBRATIONS)],
+        limits=[
+            by_chance(_signs(cells)),
+            "a setting where pessimism pays at some alpha does not say how to choose alpha from data",
+            "whether pi_cal is better than DPO is known in a simulation alone",
+            "ten arms in one context, without features",
+        ],
+    )
+
+
+def _about_calibration(cells: list[dict[str, Any]], name: str) -> str:
+    mine = [c for c in cells if c["calibration"] == name]
+    means = [change["mean"] for cell in mine for change in _changes(cell)]
+    signs = _signs(mine)
+    return (
+        f"with pi_cal = {name} the suboptimality changes by {sum(means) / len(means):+.3f} on average over all "
+        f"settings: it falls in {signs.count(-1)} and rises in {signs.count(1)} of {len(signs)}"
+    )
 
 
 def _separation(cells: list[dict[str, Any]], alphas: list[float], index: int) -> str:
@@ -123,21 +176,8 @@ def _separation(cells: list[dict[str, Any]], alphas: list[float], index: int) ->
     worse = [c for c in decided if c["pi_cal"]["mean"] >= c["dpo"]["mean"]]
     paid = [sum(sign(_changes(c)[index]) < 0 for c in group) for group in (better, worse)]
     return (
-        f"alpha = {alphas[index]:g}: of the settings that an interval decides, pessimism pays in {paid[0]} of "
-        f"{len(better)} where pi_cal alone is better than DPO, and in {paid[1]} of {len(worse)} where it is worse."
-    )
-
-
-def _one(cell: dict[str, Any], alphas: list[float]) -> str:
-    changes = _changes(cell)
-    change = min(changes, key=lambda interval: interval["mean"])
-    best = alphas[changes.index(change)]
-    last = comparison(f"alpha = {alphas[-1]:g}", "DPO", changes[-1], words=("worse", "better"))
-    first = comparison(f"alpha = {best:g}", "DPO", change, words=("worse", "better"))
-    told = first if best == alphas[-1] else f"{first}; {last}"
-    return (
-        f"pi_ref {cell['reference']}, beta {cell['beta']}, data from pi_ref, N = {cell['size']}, pi_cal = pi_ref: "
-        f"DPO {number(cell['dpo'])}, {told}."
+        f"at alpha {alphas[index]:g} pessimism pays in {paid[0]} of {len(better)} decided settings where pi_cal alone "
+        f"is better than DPO, and in {paid[1]} of {len(worse)} where it is worse"
     )
 
 
@@ -146,24 +186,14 @@ def draw(results: dict[str, Any]) -> Figure:
 
     0: not told from zero; + or -: told, but smaller than .005.
     """
-    cells, alphas = results["cells"], results["settings"]["alphas"]
+    cells = results["cells"]
     worlds = list(dict.fromkeys((c["reference"], c["beta"]) for c in cells))
-    sizes = list(dict.fromkeys(c["size"] for c in cells))
     with style():
         fig, axes = plt.subplots(len(TILTS), len(worlds), figsize=(2.6 * len(worlds) + 1.6, 6.6), squeeze=False)
         for (row, name), (column, (reference, beta)) in product(enumerate(TILTS), enumerate(worlds)):
             ax, key = axes[row][column], (reference, beta, name, "reference")
             here = [c for c in cells if (c["reference"], c["beta"], c["behaviour"], c["calibration"]) == key]
-            picture = ax.imshow(
-                [[i["mean"] for i in _changes(c)] for c in here], cmap="RdBu_r", vmin=-0.6, vmax=0.6, aspect="auto"
-            )
-            for (y, cell), x in product(enumerate(here), range(len(alphas))):
-                mean, told = cell["change"]["mean"][x], sign(_changes(cell)[x])
-                text = f"{mean:+.2f}" if told and abs(mean) >= 0.005 else {-1: "-", 0: "0", 1: "+"}[told]
-                ax.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if abs(mean) > 0.4 else "black")
-            ax.set_xticks(range(len(alphas)), [f"{a:g}" for a in alphas])
-            ax.set_yticks(range(len(sizes)), [str(n) for n in sizes] if column == 0 else [""] * len(sizes))
-            ax.grid(False)
+            picture = draw_panel(ax, here, results["settings"]["alphas"], named=column == 0)
             if row == 0:
                 ax.set_title(f"pi_ref {reference}, beta {beta}")
             if column == 0:
@@ -174,10 +204,27 @@ def draw(results: dict[str, Any]) -> Figure:
     return fig
 
 
+def draw_panel(ax: Axes, cells: list[dict[str, Any]], alphas: list[float], *, named: bool) -> AxesImage:
+    """One world and coverage: a row a size, a column an alpha. named: the sizes are written beside the rows."""
+    means = [cell["change"]["mean"] for cell in cells]
+    picture = ax.imshow(means, cmap="RdBu_r", vmin=-0.6, vmax=0.6, aspect="auto")
+    for (y, cell), x in product(enumerate(cells), range(len(alphas))):
+        mean, told = means[y][x], sign(_changes(cell)[x])
+        text = f"{mean:+.2f}" if told and abs(mean) >= 0.005 else {-1: "-", 0: "0", 1: "+"}[told]
+        ax.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if abs(mean) > 0.4 else "black")
+    ax.set_xticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
+    ax.set_yticks(range(len(cells)), [str(cell["size"]) if named else "" for cell in cells])
+    ax.grid(False)
+    return picture
+
+
 def alt(results: dict[str, Any]) -> str:
     """How many cells of the picture are blue and red, and the extreme ones."""
     shown = [c for c in results["cells"] if c["calibration"] == "reference"]
-    flat = [(change, c, a) for c in shown for change, a in zip(_changes(c), results["settings"]["alphas"], strict=True)]
+    flat = []
+    for cell in shown:
+        for change, alpha in zip(_changes(cell), results["settings"]["alphas"], strict=True):
+            flat.append((change, cell, alpha))
     least, most = (pick(flat, key=lambda item: item[0]["mean"]) for pick in (min, max))
     where = [
         f"{i['mean']:+.2f} (pi_ref {c['reference']}, beta {c['beta']}, data {c['behaviour']}, N {c['size']}, alpha {a})"

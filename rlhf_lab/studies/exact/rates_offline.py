@@ -8,8 +8,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rlhf_lab.common.intervals import comparison, difference_interval, mean_interval, number, slope_interval
+from rlhf_lab.common.intervals import difference_interval, mean_interval, number, sign, slope_interval
 from rlhf_lab.common.plots import label_ends, method_colour, style
+from rlhf_lab.studies.wording import Notes, Table
 from rlhf_lab.worlds.bandit import Bandit, random_bandit
 from rlhf_lab.worlds.offline import (
     behaviour_logps,
@@ -69,30 +70,62 @@ def _curves(bandit: Bandit, behaviour: Tensor, sizes: tuple[int, ...]) -> dict[s
     return {method: torch.stack(column, -1).numpy() for method, column in columns.items()}
 
 
-def sentences(results: dict[str, Any]) -> list[str]:
-    """One sentence a slope, then what pessimism gains at the smallest and the largest N."""
-    sizes, told = results["settings"]["sizes"], []
+def answer(results: dict[str, Any]) -> str:
+    """The slopes of DPO and of VPO over the largest sizes."""
+    late = {name: part["late_slopes"] for name, part in results["coverage"].items()}
+    dpo, vpo = ([late[name][method]["mean"] for name in TILTS] for method in ("dpo", "vpo-offline"))
+    return (
+        f"Over the largest N, DPO's suboptimality falls as N^{dpo[0]:.2f} with good coverage and N^{dpo[1]:.2f} with "
+        f"poor; VPO's as N^{vpo[0]:.2f} and N^{vpo[1]:.2f}."
+    )
+
+
+def table(results: dict[str, Any]) -> Table:
+    """A row a coverage and method: both slopes, and the suboptimality at the smallest and the largest N."""
+    sizes = results["settings"]["sizes"]
+    header = ["coverage", "method", "slope over all N", "slope over the last three N", "against the bound's -1/2"]
+    rows = [
+        [*header, *(f"{what} at N = {n}" for n in (sizes[0], sizes[-1]) for what in ("suboptimality", "minus DPO's"))]
+    ]
     for name, part in results["coverage"].items():
         for method, label in METHODS.items():
-            slope, late = part["slopes"][method], part["late_slopes"][method]
-            told.append(
-                f"{label}, {name} coverage (coefficient {number(part['coefficient'])}): log-log slope "
-                f"{number(slope)} over N = {sizes[0]} to {sizes[-1]}, {number(late)} over the last three sizes; "
-                f"the latter is {_against(late, -0.5)}."
-            )
-        for method, gains in part["gain"].items():
+            late = part["late_slopes"][method]
+            row = [name, label, number(part["slopes"][method], ".2f"), number(late, ".2f"), _against(late, -0.5)]
             for i in (0, -1):
-                words = comparison(METHODS[method], "DPO", gains[i], words=("worse", "better"))
-                told.append(f"{name} coverage, N = {sizes[i]}: {words} in suboptimality.")
-    return told
+                row.append(number(part["curves"][method][i]))
+                row.append(number(part["gain"][method][i]) if method in part["gain"] else "")
+            rows.append(row)
+    return rows
+
+
+def notes(results: dict[str, Any]) -> Notes:
+    """What was equal, how often pessimism gains, and what the rates do not say."""
+    settings, sizes = results["settings"], results["settings"]["sizes"]
+    found = []
+    for name, part in results["coverage"].items():
+        found.append(f"the coefficient of {name} coverage is {number(part['coefficient'])}")
+    gains = [gain for part in results["coverage"].values() for many in part["gain"].values() for gain in many]
+    pays = sum(sign(gain) < 0 for gain in gains)
+    found.append(f"VPO has a lower suboptimality than DPO in {pays} of {len(gains)} comparisons at the same N")
+    return Notes(
+        equal=[
+            f"all methods and sizes meet the same {settings['seeds']} worlds and nested data",
+            f"beta is {settings['beta']}, rewards are fitted within a bound of {settings['bound']:g}",
+            f"VPO's alpha is {settings['alpha']}, and was not tuned to a coverage",
+        ],
+        found=found,
+        limits=[
+            "the bound of N^-1/2 is for the worst case; random worlds with a KL to pay are kinder",
+            "ten arms without features: no comparison speaks about another arm",
+            f"slopes end at N = {sizes[-1]}, and need not hold beyond",
+        ],
+    )
 
 
 def _against(slope: dict[str, float], rate: float) -> str:
     if slope["high"] < rate:
-        return f"steeper than the {rate:g} of the worst-case bound"
-    if slope["low"] > rate:
-        return f"flatter than the {rate:g} of the worst-case bound"
-    return f"not to be told from the {rate:g} of the worst-case bound"
+        return "steeper"
+    return "flatter" if slope["low"] > rate else "cannot be told apart"
 
 
 def draw(results: dict[str, Any]) -> Figure:
@@ -122,10 +155,10 @@ def draw(results: dict[str, Any]) -> Figure:
 def alt(results: dict[str, Any]) -> str:
     """The ends of every curve and its slope, in words."""
     sizes = results["settings"]["sizes"]
-    told = [
-        f"{name} coverage, {METHODS[m]}: {curve[0]['mean']:.2g} to {curve[-1]['mean']:.2g}, "
-        f"slope {part['slopes'][m]['mean']:.2f}"
-        for name, part in results["coverage"].items()
-        for m, curve in part["curves"].items()
-    ]
-    return f"Suboptimality falls with N from {sizes[0]} to {sizes[-1]} on log-log axes. {'; '.join(told)}."
+    ends = []
+    for name, part in results["coverage"].items():
+        for method, curve in part["curves"].items():
+            slope = f"slope {part['slopes'][method]['mean']:.2f}"
+            value = f"{curve[0]['mean']:.2g} to {curve[-1]['mean']:.2g}"
+            ends.append(f"{name} coverage, {METHODS[method]}: {value}, {slope}")
+    return f"Suboptimality falls with N from {sizes[0]} to {sizes[-1]} on log-log axes. {'; '.join(ends)}."

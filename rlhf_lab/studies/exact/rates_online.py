@@ -10,8 +10,9 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
-from rlhf_lab.common.intervals import difference_interval, mean_interval, number, sign, slope_interval
+from rlhf_lab.common.intervals import difference_interval, mean_interval, number, slope_interval
 from rlhf_lab.common.plots import OKABE_ITO, label_ends, method_colour, style
+from rlhf_lab.studies.wording import Notes, Table
 from rlhf_lab.worlds.bandit import random_bandit
 from rlhf_lab.worlds.online import OnlineSettings, run_online
 
@@ -58,42 +59,62 @@ def _rounded(interval: dict[str, float]) -> dict[str, float]:
     return {key: round(value, 4) for key, value in interval.items()}
 
 
-def sentences(results: dict) -> list[str]:
-    """Slopes in words, then what each way of drawing pairs does to the regret of the last round."""
-    told = [
-        f"beta {row['beta']:g}, {row['label']}: slope {number(row['slope'], '.2f')}, {_rate(row['slope'])}"
-        for row in results["lines"]
-    ]
-    told[0] = (
-        f"slopes of the log cumulative regret of pi_t over log T, T = {results['from']} to {results['rounds']}, with "
-        f"10 arms, bad pi_ref, alpha_t = {results['alpha']} sqrt(t): {told[0]}"
+def answer(results: dict) -> str:
+    """The growth of DPO's and of online VPO's regret on their own pairs, at each beta."""
+    slopes = {}
+    for row in results["lines"]:
+        slopes.setdefault(row["label"], []).append(row["slope"]["mean"])
+    dpo, vpo = slopes["DPO, own pairs"], slopes["VPO, own pairs"]
+    return (
+        f"On own pairs, DPO's regret grows as T^{dpo[0]:.2f} at beta {BETAS[0]:g} and T^{dpo[1]:.2f} at beta "
+        f"{BETAS[1]:g}, online VPO's as T^{vpo[0]:.2f} and T^{vpo[1]:.2f}."
     )
-    for beta, group in _by_beta(results):
-        parts = [
-            f"{row['label']} {'lower' if sign(row['against_dpo']) < 0 else 'higher'} ({row['regret'][-1]['mean']:.0f})"
-            for row in group[1:]
-            if sign(row["against_dpo"])
-        ]
-        same = [row["label"] for row in group[1:] if not sign(row["against_dpo"])]
-        told.append(
-            f"beta {beta:g}: against DPO on its own pairs ({group[0]['regret'][-1]['mean']:.0f} after "
-            f"{results['rounds']} rounds, {100 * group[0]['identical']:.0f}% of its pairs identical) "
-            f"the regret of pi_t is {', '.join(parts) or 'not decided for any'}"
-            + (f"; not decided: {', '.join(same)}" if same else "")
-        )
-        uniform = group[-1]
-        told.append(
-            f"beta {beta:g}: uniform pairs teach pi_t without regard to what their writing costs: counting the loss of "
-            f"both writers instead, {number(uniform['pair_regret'], '.0f')} for uniform pairs and "
-            f"{number(group[0]['pair_regret'], '.0f')} for DPO on its own pairs"
-        )
-    return told
+
+
+def table(results: dict) -> Table:
+    """A row a beta and way of drawing pairs: growth, and the regret of the last round alone and against DPO's."""
+    rounds = results["rounds"]
+    rows = [["beta", "method and pairs", "slope of log regret over log T", "it is"]]
+    rows[0] += [f"regret of {rounds} rounds", "minus that of DPO, own pairs"]
+    for row in results["lines"]:
+        ends = number(row["regret"][-1], ".0f"), number(row["against_dpo"], ".0f")
+        rows.append([f"{row['beta']:g}", row["label"], number(row["slope"], ".2f"), _rate(row["slope"]), *ends])
+    return rows
+
+
+def notes(results: dict) -> Notes:
+    """What was equal, what pairs cost their writers, and how far the slopes reach."""
+    return Notes(
+        equal=[
+            f"all lines meet the same {results['seeds']} worlds of ten arms, with a bad pi_ref",
+            "each round brings one comparison, whoever wrote its pair",
+            f"VPO's alpha is {results['alpha']} sqrt(t) in round t, at both values of beta",
+            "the regret counts what pi_t loses; writing the pairs costs more with some lines than with others",
+        ],
+        found=[finding for beta, group in _by_beta(results) for finding in _findings(beta, group)],
+        limits=[
+            f"slopes are over T = {results['from']} to {results['rounds']}, and need not hold for larger T",
+            "ten arms in one context share nothing: a comparison says nothing about other responses",
+            "one alpha was tried here; the optimism map has more",
+            f"{len(results['lines'])} slopes are read without a correction for their number",
+        ],
+    )
+
+
+def _findings(beta: float, group: list[dict]) -> list[str]:
+    """At one beta: DPO's identical pairs, and the loss of both writers."""
+    dpo, uniform = group[0], group[-1]
+    return [
+        f"at beta {beta:g} DPO draws the same response twice in {dpo['identical']:.0%} of its own pairs",
+        f"at beta {beta:g} both writers together lose {number(uniform['pair_regret'], '.0f')} with uniform pairs, and "
+        f"{number(dpo['pair_regret'], '.0f')} with DPO's own",
+    ]
 
 
 def _rate(slope: dict[str, float]) -> str:
     """Which of the two landmarks the interval leaves possible."""
     if slope["low"] > 0.95:
-        return "linear regret: nothing more is learned"
+        return "linear: nothing more is learned"
     if slope["low"] > 0.5:
         return "faster than sqrt(T)"
     return "slower than sqrt(T)" if slope["high"] < 0.5 else "in agreement with sqrt(T)"

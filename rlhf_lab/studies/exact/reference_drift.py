@@ -9,8 +9,9 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
-from rlhf_lab.common.intervals import change, comparison, difference_interval, mean_interval
+from rlhf_lab.common.intervals import comparison, difference_interval, mean_interval, number
 from rlhf_lab.common.plots import GREY, OKABE_ITO, label_ends, style
+from rlhf_lab.studies.wording import Notes, Table, told
 from rlhf_lab.worlds import exact
 from rlhf_lab.worlds.bandit import random_bandit
 from rlhf_lab.worlds.descent import Descent, Trace, iterate
@@ -60,23 +61,60 @@ def _curves(trace: Trace) -> dict[str, list[dict[str, float]]]:
     return {quantity: [mean_interval(row) for row in getattr(trace, quantity)] for quantity in QUANTITIES}
 
 
-def sentences(results: dict) -> list[str]:
-    """Growth over the second half of the rounds, and the ends against each other."""
+def answer(results: dict) -> str:
+    """Distance and true value after the last round: moving reference, newest data, against fixed, all data."""
+    kl, value = results["end"]["kl"], results["end"]["value"]
+    size = abs(kl["mean"])
+    place = told(
+        kl,
+        f"{size:.2f} nats further from the start than",
+        f"{size:.2f} nats nearer to the start than",
+        "about as far from the start as",
+    )
+    worth = f"{abs(value['mean']):.2f} true value"
+    worth = told(value, f"gains {worth}", f"loses {worth}", "neither gains nor loses detectably")
+    rounds = results["settings"]["rounds"]
+    return f"After {rounds} rounds a moving reference is {place} a fixed one, and {worth}."
+
+
+def table(results: dict) -> Table:
+    """A row a reference and choice of data: the ends, and how KL and value move over the second half of the rounds."""
     rounds, half = results["settings"]["rounds"], results["settings"]["rounds"] // 2
+    rows = [["reference, data", f"KL to the first policy after {rounds} rounds", "true value", "true reward"]]
+    rows[0] += [f"KL from round {half} to {rounds}", f"true value from round {half} to {rounds}"]
+    for name, curves in results["rounds"].items():
+        ends = [number(curves[quantity][-1], ".3f") for quantity in QUANTITIES]
+        late = [number(results[part][name], "+.3f") for part in ("late_kl", "late_value")]
+        rows.append([name, *ends, *late])
+    return rows
+
+
+def notes(results: dict) -> Notes:
+    """What was equal, the effect of the reference on the same choice of data, and the optimum of beta/t."""
+    settings = results["settings"]
+    rounds = settings["rounds"]
     found = []
-    for name in results["rounds"]:
-        kl = f"with the reference {name}, from round {half} to {rounds} the KL to the first policy"
-        late = change("the true value", results["late_value"][name])
-        found.append(f"{change(kl, results['late_kl'][name])} nats, and {late}")
     for data, interval in results["same_data"].items():
         ends = f"the KL after {rounds} rounds with a moving reference", "with a fixed one"
         found.append(f"on {data}, {comparison(*ends, interval)} nats")
-    end = results["end"]
-    ends = "the true value of (moving, newest data)", "that of (fixed, all data)"
-    found.append(f"{comparison(*ends, end['value'])}, and {comparison('its true reward', 'the other', end['reward'])}")
-    tilt = f"its KL after {rounds} rounds", f"that of the optimum at beta/{rounds}"
-    found.append(f"(moving, newest data): {comparison(*tilt, results['against_tilt'])} nats")
-    return found
+    end = results["end"]["reward"]
+    found.append(comparison("the true reward of (moving, newest data)", "that of (fixed, all data)", end))
+    tilt = f"the KL of (moving, newest data) after {rounds} rounds", f"that of the optimum at beta/{rounds}"
+    found.append(f"{comparison(*tilt, results['against_tilt'])} nats")
+    return Notes(
+        equal=[
+            f"every line has the same {settings['seeds']} worlds, {settings['pairs']} new comparisons a round and "
+            f"{settings['steps']} gradient steps a round",
+            "the answer compares two lines that differ in the reference and in the data; the table has all four",
+            "comparisons come from the current policy, so that from the second round on the lines see other pairs",
+        ],
+        found=found,
+        limits=[
+            f"one beta, {settings['beta']}; with a smaller one the fixed reference also lets the policy go far",
+            "the true value charges for the KL to the first policy; who does not mind that KL reads the true reward",
+            "ten arms in one context, and an exact softmax policy",
+        ],
+    )
 
 
 def draw(results: dict) -> Figure:
@@ -100,9 +138,9 @@ def draw(results: dict) -> Figure:
 
 def alt(results: dict) -> str:
     """The ends of all lines."""
-    told = []
+    ends = []
     for name, curves in results["rounds"].items():
         kl, value, reward = (curves[quantity][-1]["mean"] for quantity in QUANTITIES)
-        told.append(f"{name}: KL {kl:.2f}, value {value:.2f}, reward {reward:.2f}")
+        ends.append(f"{name}: KL {kl:.2f}, value {value:.2f}, reward {reward:.2f}")
     rounds = results["settings"]["rounds"]
-    return f"KL to the first policy, true value and true reward over {rounds} rounds; at the end {'; '.join(told)}."
+    return f"KL to the first policy, true value and true reward over {rounds} rounds; at the end {'; '.join(ends)}."

@@ -5,9 +5,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rlhf_lab.common.intervals import comparison, difference_interval, mean_interval, number, sign, slope_interval
+from rlhf_lab.common.intervals import difference_interval, mean_interval, number, sign, slope_interval
 from rlhf_lab.common.plots import GREY, OKABE_ITO, label_ends, method_colour, style
 from rlhf_lab.objective import Objective
+from rlhf_lab.studies.wording import Notes, Table
 from rlhf_lab.worlds.trees.credit import auc, plant_bad_tokens, shared_evenly, token_scores, token_weights
 from rlhf_lab.worlds.trees.dpo import exact_wins, fit, pairs_loss, sample_pairs, wins_loss
 from rlhf_lab.worlds.trees.tree import Levels, TokenTree, random_tree, sequences
@@ -124,32 +125,64 @@ def recovery(seeds: int) -> dict[str, float]:
     }
 
 
-def sentences(results: dict) -> list[str]:
-    """Which score finds the bad tokens with how many pairs, and what DPO's token rewards converge to."""
-    nums, base, over = results["settings"]["pairs"], results["baselines"], results["over"]
-    exact = results["exact_preferences"]
-    told = [
-        f"Trained on exact preference probabilities, DPO's token rewards equal A* to {exact['advantages']:.0e}, and "
-        f"miss the raw rewards by up to {exact['rewards']:.2g}",
-        f"From N pairs the distance to A* has a log-log slope of {number(results['slope'])} over N = {nums[0]} to "
-        f"{nums[-1]}; at the end it is {number(results['to_advantages'][-1])}, and the distance to the raw rewards "
-        f"{number(results['to_rewards'][-1])}",
-        f"The AUC for planted bad tokens is {number(base['exact'])} with the exact A*; with {nums[0]} pairs DPO's is "
-        f"{number(results['dpo'][0])} and with {nums[-1]} pairs {number(results['dpo'][-1])}",
-    ]
-    for name in ("random", "position"):
-        for i in sorted({0, len(nums) - 1}):
-            told.append(
-                f"with {nums[i]} pairs "
-                + comparison("DPO's AUC", f"the {name} baseline's ({base[name]['mean']:.2f})", over[name][i])
-            )
-        first = next((num for num, interval in zip(nums, over[name], strict=True) if sign(interval) > 0), None)
-        told.append(f"it beats {name} from {first} pairs on" if first else f"it never beats {name} on this range of N")
-    told.append(
-        f"with {nums[-1]} pairs "
-        + comparison("DPO's AUC", "that of its own sequence reward shared evenly over the tokens", over["evenly"][-1])
+def answer(results: dict) -> str:
+    """From how many pairs on DPO beats a guess by position, and the AUC that it ends at."""
+    nums = results["settings"]["pairs"]
+    end = f"an AUC of {results['dpo'][-1]['mean']:.2f} with {nums[-1]} pairs"
+    first = _first_win(results, "position")
+    if first is None:
+        return f"DPO's token rewards never beat the best guess by position detectably; they reach {end}."
+    return f"DPO's token rewards beat the best guess by position from {first} pairs on, and reach {end}."
+
+
+def _first_win(results: dict, baseline: str) -> int | None:
+    """The smallest tried number of pairs from which on DPO's AUC is always above the baseline's."""
+    nums, over = results["settings"]["pairs"], results["over"][baseline]
+    lost = [i for i, interval in enumerate(over) if sign(interval) <= 0]
+    first = lost[-1] + 1 if lost else 0
+    return nums[first] if first < len(nums) else None
+
+
+def table(results: dict) -> Table:
+    """A row a number of pairs: AUCs, their differences to the baselines, and the distance from A* and from r."""
+    over = results["over"]
+    rows = [["pairs N", "AUC of DPO's token rewards", "AUC of its reward shared evenly"]]
+    rows[0] += ["DPO minus position", "DPO minus random", "DPO minus shared evenly", "distance to A*", "distance to r"]
+    for i, num in enumerate(results["settings"]["pairs"]):
+        aucs = [number(results[name][i], ".3f") for name in ("dpo", "evenly")]
+        differences = [number(over[name][i], "+.3f") for name in ("position", "random", "evenly")]
+        distances = [number(results[name][i], ".2f") for name in ("to_advantages", "to_rewards")]
+        rows.append([str(num), *aucs, *differences, *distances])
+    return rows
+
+
+def notes(results: dict) -> Notes:
+    """What was equal, the baselines, the rate, and DPO on exact preferences."""
+    settings, base, exact = results["settings"], results["baselines"], results["exact_preferences"]
+    nums = settings["pairs"]
+    found = [f"the AUC of {SCORES[name]} is {number(interval, '.3f')}" for name, interval in base.items()]
+    first = _first_win(results, "random")
+    found.append(f"DPO beats random from {first} pairs on" if first else "DPO never beats random detectably")
+    found.append(
+        f"the distance to A* falls with a log-log slope of {number(results['slope'])} over N = {nums[0]} to {nums[-1]}"
     )
-    return told
+    found.append(
+        f"trained on exact preferences, DPO's token rewards equal A* to {exact['advantages']:.0e}, and miss the raw "
+        f"rewards by up to {exact['rewards']:.2g}"
+    )
+    return Notes(
+        equal=[
+            f"all scores judge the same {settings['seeds']} trees and the same planted bad tokens",
+            f"DPO is fitted to convergence with a ridge of {settings['ridge']}, at every N",
+            "position and surprise need no comparison; A* needs the true rewards",
+        ],
+        found=found,
+        limits=[
+            f"sequences of {len(settings['shares'])} tokens over {settings['vocab']} symbols, one free number a token",
+            "bad tokens cost the same everywhere and add up, which suits a sum of token rewards",
+            "a network shares what it learns between contexts: it may need fewer pairs, or be biased",
+        ],
+    )
 
 
 def draw(results: dict) -> Figure:

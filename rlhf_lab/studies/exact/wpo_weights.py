@@ -3,8 +3,7 @@
 Direction, exactly: cosine between the weighted gradient of data from a behaviour policy mu and the DPO gradient of
 data from the policy itself. mu goes from pi to a flatter policy (uniform in the end), or to one that is elsewhere.
 Spread: sampled sequences of prompts on which the model is more or less sure. Training: gradient steps on off-policy
-pairs; the best point of a path is chosen on every second world and measured on the others, since weights also shrink
-the steps. One-sided data: every rejected, or every chosen, response comes from the starting policy.
+pairs, and on pairs of which one side is on-policy.
 """
 
 import matplotlib.pyplot as plt
@@ -13,36 +12,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rlhf_lab.bradley_terry.comparisons import counted_loss, draw_pairs, labelled_pairs
-from rlhf_lab.common.intervals import comparison, difference_interval, held_out_peak, mean_interval, number, sign
+from rlhf_lab.bradley_terry.comparisons import labelled_pairs
+from rlhf_lab.common.intervals import Interval, comparison, mean_interval, number
 from rlhf_lab.common.plots import OKABE_ITO, label_ends, method_colour, style
-from rlhf_lab.objective import WEIGHTINGS, Objective
-from rlhf_lab.worlds.bandit import Bandit, random_bandit
-from rlhf_lab.worlds.descent import Descent, Loss, Trace, descend, objective_loss
-from rlhf_lab.worlds.weighting import (
-    arm_weights,
-    cosine,
-    loss_gradient,
-    pair_weights,
-    random_prompts,
-    sequence_weights,
-    spread,
+from rlhf_lab.objective import WEIGHTINGS
+from rlhf_lab.studies.exact.wpo_training import (
+    ARMS,
+    BETA,
+    CONTEXTS,
+    VARIANTS,
+    train_one_sided,
+    train_variants,
+    variant_weights,
 )
+from rlhf_lab.studies.wording import Notes, Table, listed, told
+from rlhf_lab.worlds.bandit import Bandit, random_bandit
+from rlhf_lab.worlds.weighting import cosine, loss_gradient, random_prompts, sequence_weights, spread
 
 QUESTION = "What do WPO's weights do to the gradient, and do they help on off-policy pairs?"
 SEEDS = 100
-ARMS, CONTEXTS, BETA, SHARPNESS = 10, 8, 0.1, 1.5
+SHARPNESS = 1.5
 PAIRS = (20, 100)  # per context
 DRIFTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-# (weighting, side); None: plain DPO.
-VARIANTS = {
-    "DPO": (None, "both"),
-    "sampled": ("sampled", "both"),
-    "greedy": ("greedy", "both"),
-    "likelihood": ("likelihood", "both"),
-    "only w(y-)": ("sampled", "rejected"),
-    "only w(y+)": ("sampled", "chosen"),
-}
 COLOURS = dict(
     zip(
         VARIANTS,
@@ -67,8 +58,8 @@ def run(seeds: int, fast: bool) -> dict:
             "elsewhere": directions(bandit, elsewhere),
         },
         "spread": _spreads(seeds, generator),
-        "training": {str(num): _training(bandit, elsewhere, num, steps, generator) for num in pairs},
-        "one_sided_data": {str(num): _one_sided(bandit, elsewhere, num, steps, generator) for num in pairs},
+        "training": {str(num): train_variants(bandit, elsewhere, num, steps, generator) for num in pairs},
+        "one_sided_data": {str(num): train_one_sided(bandit, elsewhere, num, steps, generator) for num in pairs},
     }
 
 
@@ -89,67 +80,6 @@ def directions(bandit: Bandit, target: Tensor) -> dict[str, list[dict[str, float
     return cosines
 
 
-def variant_weights(name: str, logps: Tensor) -> Tensor | None:
-    """Pair weights [..., K, K] of a variant under the current policy, clamped at 1; None for DPO."""
-    weighting, side = VARIANTS[name]
-    return None if weighting is None else pair_weights(arm_weights(logps, weighting), side, max_weight=1.0)
-
-
-def _variant_loss(name: str, wins: Tensor) -> Loss:
-    counts = wins.sum((-3, -2, -1))
-
-    def loss(logps: Tensor, ref_logps: Tensor) -> Tensor:
-        weights = variant_weights(name, logps)
-        return (
-            counted_loss(Objective(beta=BETA), logps, ref_logps, wins if weights is None else wins * weights) / counts
-        )
-
-    return loss
-
-
-def _training(bandit: Bandit, mu: Tensor, num: int, steps: int, generator: torch.Generator) -> dict:
-    wins = draw_pairs(labelled_pairs(bandit.rewards, mu, mu), num, generator)
-    paths = {name: _path(bandit, _variant_loss(name, wins), wins, steps) for name in VARIANTS}
-    peaks = {name: held_out_peak(path.value) for name, path in paths.items()}
-    best = {name: paths[name].value[row, measured] for name, (row, measured) in peaks.items()}
-    pairs = {name: "DPO" for name in VARIANTS if name != "DPO"}
-    contrasts = [*pairs.items(), ("only w(y-)", "sampled"), ("only w(y-)", "only w(y+)")]
-    return {
-        "best": {name: mean_interval(value) for name, value in best.items()},
-        "best_step": {name: paths[name].steps[row] for name, (row, _) in peaks.items()},
-        "end": {name: mean_interval(path.value[-1]) for name, path in paths.items()},
-        "best_contrasts": {f"{a} - {b}": difference_interval(best[a], best[b]) for a, b in contrasts},
-        "end_contrasts": {
-            f"{a} - {b}": difference_interval(paths[a].value[-1], paths[b].value[-1]) for a, b in contrasts
-        },
-    }
-
-
-def _path(bandit: Bandit, loss: Loss, wins: Tensor, steps: int) -> Trace:
-    # The mean runs over all contexts' pairs: a rate per context, as in the one-context studies.
-    return descend(bandit, loss, wins, BETA, Descent(CONTEXTS / BETA, steps, recorded=16))
-
-
-def _one_sided(bandit: Bandit, mu: Tensor, num: int, steps: int, generator: torch.Generator) -> dict:
-    wins = torch.sigmoid(bandit.rewards.unsqueeze(-1) - bandit.rewards.unsqueeze(-2)) * (1 - torch.eye(ARMS))
-    policy, other = bandit.ref_logps.exp(), mu.exp()
-    shares = {
-        "rejected": wins * other.unsqueeze(-1) * policy.unsqueeze(-2),
-        "chosen": wins * policy.unsqueeze(-1) * other.unsqueeze(-2),
-    }
-    paths = {}
-    for name, share in shares.items():
-        drawn = draw_pairs(share, num, generator)
-        paths[name] = _path(bandit, objective_loss(Objective(beta=BETA), drawn), drawn, steps)
-    best = {n: (path.value[held_out_peak(path.value)[0], held_out_peak(path.value)[1]]) for n, path in paths.items()}
-    return {
-        "best": {name: mean_interval(value) for name, value in best.items()},
-        "best_difference": difference_interval(best["rejected"], best["chosen"]),
-        "end_difference": difference_interval(paths["rejected"].value[-1], paths["chosen"].value[-1]),
-        "reward_difference": difference_interval(paths["rejected"].reward[-1], paths["chosen"].reward[-1]),
-    }
-
-
 def _spreads(seeds: int, generator: torch.Generator) -> dict[str, dict]:
     token_logps = random_prompts(seeds, 64, 20, 16, (0.5, 4.0))
     drawn = torch.multinomial(token_logps.exp().flatten(0, -2), 1, generator=generator).view(token_logps.shape[:-1])
@@ -160,38 +90,96 @@ def _spreads(seeds: int, generator: torch.Generator) -> dict[str, dict]:
     return found
 
 
-def sentences(results: dict) -> list[str]:
-    """Direction, spread, training and one-sided data, in this order."""
-    found = []
-    for family, cosines in results["cosine"].items():
-        ends = {name: (values[0], values[-1]) for name, values in cosines.items()}
-        for index, mu in ((0, "the policy itself"), (1, {"flatter": "a uniform policy"}.get(family, "another policy"))):
-            if family == "flatter" or index == 1:
-                told = ", ".join(f"{name} {number(values[index], '.3f')}" for name, values in ends.items())
-                found.append(f"with pairs from {mu}, the cosine to the on-policy DPO gradient is: {told}")
-    told = ", ".join(f"{name} {number(s['relative_spread'], '.2f')}" for name, s in results["spread"].items())
-    found.append(f"the relative spread (std/mean) of on-policy weights is: {told}")
+def answer(results: dict) -> str:
+    """Where sampled weights turn the gradient of pairs from another policy, and what they do to the best true value."""
+    cosines = results["cosine"]["elsewhere"]
+    sampled, dpo = cosines["sampled"][-1], cosines["DPO"][-1]
+    turned = "towards the on-policy one" if sampled["low"] > dpo["high"] else "no nearer to the on-policy one"
+    pairs = list(results["training"])[-1]
+    best = results["training"][pairs]["best_contrasts"]["sampled - DPO"]
+    worth = told(best, "and raise the best true value", "but lower the best true value", "but leave the value unclear")
+    return (
+        f"Sampled weights turn the gradient of off-policy pairs {turned}, cosine {sampled['mean']:.2f} against "
+        f"{dpo['mean']:.2f}, {worth}."
+    )
+
+
+def table(results: dict) -> Table:
+    """A row a weighting: the cosine to the on-policy gradient with three sources of pairs, and true values."""
+    rows = [["weights", "cosine, pairs from pi itself", "cosine, from a uniform policy", "cosine, from another policy"]]
+    for pairs in results["training"]:
+        rows[0] += [f"best true value minus DPO's, {pairs} pairs", f"last minus DPO's, {pairs} pairs"]
+    flatter, elsewhere = results["cosine"]["flatter"], results["cosine"]["elsewhere"]
+    for name in VARIANTS:
+        row = [name, *(number(i, ".3f") for i in (flatter[name][0], flatter[name][-1], elsewhere[name][-1]))]
+        for training in results["training"].values():
+            for when in ("best_contrasts", "end_contrasts"):
+                row.append("" if name == "DPO" else number(training[when][f"{name} - DPO"], "+.3f"))
+        rows.append(row)
+    return rows
+
+
+def notes(results: dict) -> Notes:
+    """What was equal, the contrasts of the trained policies, the spread of the weights, and one-sided data."""
+    settings, found = results["settings"], []
     for pairs, training in results["training"].items():
-        for when, words in (("best", "at the best point of each path"), ("end", "after the last step")):
-            head = f"{pairs} off-policy pairs a context, {words}, true value"
-            found.append(f"{head}: {_verdicts(training[f'{when}_contrasts'])}")
-    sides = "data whose rejected responses are on-policy", "data whose chosen ones are"
+        ends = [number(training[when]["DPO"], ".2f") for when in ("best", "end")]
+        found.append(f"with {pairs} pairs a context DPO's true value is {ends[0]} at its best point and {ends[1]} last")
+    spreads = [f"{name} {number(s['relative_spread'], '.2f')}" for name, s in results["spread"].items()]
+    found.append(f"the relative spread (std/mean) of on-policy weights is {', '.join(spreads)}")
+    for pairs, training in results["training"].items():
+        found += _side_notes(pairs, training)
     for pairs, data in results["one_sided_data"].items():
-        best = comparison(*sides, data["best_difference"], words=("better", "worse"))
-        end = comparison("the first", "the second", data["end_difference"])
-        reward = comparison("its true reward", "the other", data["reward_difference"])
-        found.append(f"{pairs} pairs, best point: {best}; at the end: {end}, and {reward}")
-    return found
+        found += _one_sided_notes(pairs, data)
+    contrasts = sum(len(t[f"{when}_contrasts"]) for t in results["training"].values() for when in ("best", "end"))
+    return Notes(
+        equal=[
+            f"all weights meet the same {settings['seeds']} worlds of {settings['arms']} arms and "
+            f"{settings['contexts']} contexts, and the same pairs",
+            f"learning rate and the {settings['steps']} steps are equal; weights below 1 shrink the steps themselves",
+            "the best point of a path compares the weights without regard to how fast they walk",
+        ],
+        found=found,
+        limits=[
+            f"the {contrasts} differences of true value are not corrected for their number: about "
+            f"{contrasts / 20:.0f} would be decided by chance",
+            "the best point needs the true value, which nobody knows in training",
+            *_still_rising(results),
+            "one beta and one sharpness of the policies; responses are single arms, where a weight is one probability",
+        ],
+    )
 
 
-def _verdicts(contrasts: dict[str, dict[str, float]]) -> str:
-    """The contrasts "a - b" by what their intervals decide: higher, lower, undecided."""
-    groups = {1: "higher", -1: "lower", 0: "undecided"}
-    told = []
-    for side, word in groups.items():
-        members = [f"{name} {number(i, '.3f')}" for name, i in contrasts.items() if sign(i) == side]
-        told += [f"{word}: {', '.join(members)}"] * bool(members)
-    return "; ".join(told)
+def _still_rising(results: dict) -> list[str]:
+    """Which paths are best at their last step, and so might rise further."""
+    last, told_paths = results["settings"]["steps"], []
+    for pairs, training in results["training"].items():
+        names = [name for name, step in training["best_step"].items() if step == last]
+        if names:
+            told_paths.append(f"with {pairs} pairs these paths are best at their last step: {listed(names)}")
+    return told_paths
+
+
+def _side_notes(pairs: str, training: dict) -> list[str]:
+    """Weights of the rejected response alone, against those of both and of the chosen one alone."""
+    told_sides = []
+    for when, point in (("best", "at the best point"), ("end", "after the last step")):
+        for other in ("sampled", "only w(y+)"):
+            words = comparison("only w(y-)", other, training[f"{when}_contrasts"][f"only w(y-) - {other}"], ".3f")
+            told_sides.append(f"{pairs} pairs, true value {point}: {words}")
+    return told_sides
+
+
+def _one_sided_notes(pairs: str, data: dict) -> list[str]:
+    """On-policy rejected responses against on-policy chosen ones: true value at the best point and in the end."""
+    sides = "on-policy rejected data", "on-policy chosen data"
+    points = (("best_difference", "true value at the best point"), ("end_difference", "true value at the end"))
+    points += (("reward_difference", "true reward at the end"),)
+    told_points = []
+    for key, what in points:
+        words = comparison(*sides, data[key], ".3f", words=("better", "worse"))
+        told_points.append(f"{pairs} one-sided pairs, {what}: {words}")
+    return told_points
 
 
 def draw(results: dict) -> Figure:
@@ -199,28 +187,38 @@ def draw(results: dict) -> Figure:
     with style():
         fig, ((left, right), (bars, trained)) = plt.subplots(2, 2, figsize=(11.5, 7.6))
         for ax, (family, cosines) in zip((left, right), results["cosine"].items(), strict=True):
-            for name, values in cosines.items():
-                mean, low, high = ([i[part] for i in values] for part in ("mean", "low", "high"))
-                ax.plot(DRIFTS, mean, "o-", markersize=3, color=COLOURS[name], label=name)
-                ax.fill_between(DRIFTS, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
-            where = {"flatter": "uniform"}.get(family, "another policy")
-            ax.set(xlabel=f"behaviour policy: 0 = the policy itself, 1 = {where}")
-            ax.set_title("cosine to the on-policy DPO gradient")
-            label_ends(ax)
+            draw_cosines(ax, family, cosines)
         for row, (name, statistics) in enumerate(results["spread"].items()):
             _interval_row(bars, row, statistics["relative_spread"], COLOURS[name], "o")
         bars.set_yticks(range(len(results["spread"])), list(results["spread"]))
         bars.set(xlabel="std / mean over prompts", title="relative spread of on-policy weights", xlim=(0, None))
-        last = list(results["training"])[-1]
-        for row, name in enumerate(VARIANTS):
-            for marker, when, offset in (("o", "best", -0.12), ("s", "end", 0.12)):
-                _interval_row(trained, row + offset, results["training"][last][when][name], COLOURS[name], marker)
-        trained.set_yticks(range(len(VARIANTS)), list(VARIANTS))
-        title = f"{last} off-policy pairs a context: best point (circle), last step (square)"
-        trained.set(xlabel="true value $J(r^*, \\pi)$", title=title)
+        draw_training(trained, results)
         for ax in (bars, trained):
             ax.invert_yaxis()
     return fig
+
+
+def draw_cosines(ax: Axes, family: str, cosines: dict[str, list[Interval]]) -> None:
+    """Cosine to the on-policy gradient against drift, a line a variant."""
+    for name, values in cosines.items():
+        mean, low, high = ([i[part] for i in values] for part in ("mean", "low", "high"))
+        ax.plot(DRIFTS, mean, "o-", markersize=3, color=COLOURS[name], label=name)
+        ax.fill_between(DRIFTS, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
+    where = {"flatter": "uniform"}.get(family, "another policy")
+    ax.set(xlabel=f"behaviour policy: 0 = the policy itself, 1 = {where}")
+    ax.set_title("cosine to the on-policy DPO gradient")
+    label_ends(ax)
+
+
+def draw_training(ax: Axes, results: dict) -> None:
+    """Best (circle) and last (square) true value of every variant, on the largest number of pairs."""
+    last = list(results["training"])[-1]
+    for row, name in enumerate(VARIANTS):
+        for marker, when, offset in (("o", "best", -0.12), ("s", "end", 0.12)):
+            _interval_row(ax, row + offset, results["training"][last][when][name], COLOURS[name], marker)
+    ax.set_yticks(range(len(VARIANTS)), list(VARIANTS))
+    title = f"{last} off-policy pairs a context: best point (circle), last step (square)"
+    ax.set(xlabel="true value $J(r^*, \\pi)$", title=title)
 
 
 def _interval_row(ax: Axes, y: float, interval: dict[str, float], colour: str, marker: str) -> None:

@@ -14,8 +14,9 @@ from rlhf_lab.data.encoding import encode_response
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import Batch, collate
 from rlhf_lab.engine.generate import sample
+from rlhf_lab.engine.loading import load_model, load_tokenizer
 from rlhf_lab.engine.logps import ResponseLogps, response_logps
-from rlhf_lab.engine.models import disable_dropout, eval_mode, load_model, load_tokenizer
+from rlhf_lab.engine.models import disable_dropout, eval_mode
 from rlhf_lab.judges.rouge import rouge_l
 from rlhf_lab.objective import Objective, preference_loss, wpo_weights
 from rlhf_lab.studies.text.summaries import BATCH_SIZE, MAX_NEW_TOKENS, World, draw_summaries

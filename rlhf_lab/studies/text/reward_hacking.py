@@ -11,15 +11,10 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from rlhf_lab.common.intervals import Interval, change, comparison, mean_interval, number, sign
-from rlhf_lab.common.plots import OKABE_ITO, label_ends, style
 from rlhf_lab.judges.gold import gold_judge
 from rlhf_lab.online.settings import OnlineRun, online_preset
+from rlhf_lab.studies.text.hacking_figure import BEST_OF_N, alt, draw
 from rlhf_lab.studies.text.hacking_proxies import (
     JUDGE,
     Scale,
@@ -37,7 +32,8 @@ from rlhf_lab.studies.text.hacking_proxies import (
     same_pairs,
 )
 from rlhf_lab.studies.text.paths import Path as Points
-from rlhf_lab.studies.text.paths import collect, contrast, draw_path, gain
+from rlhf_lab.studies.text.paths import collect, contrast, gain
+from rlhf_lab.studies.text.sharing import sharing_notes
 from rlhf_lab.studies.text.summaries import (
     MAX_NEW_TOKENS,
     World,
@@ -46,6 +42,9 @@ from rlhf_lab.studies.text.summaries import (
     open_world,
     training_settings,
 )
+from rlhf_lab.studies.wording import Notes, Table, told
+
+__all__ = ["QUESTION", "SEEDS", "alt", "answer", "draw", "notes", "run", "table"]
 
 QUESTION = "Does more reward from a proxy mean better summaries?"
 SEEDS = 4
@@ -53,9 +52,6 @@ SEEDS = 4
 BETA, LEARNING_RATE, EPOCHS = 0.1, 1e-4, 2.0
 # No arm has the full penalty: it would be the gold judge's, pair by pair (`same_pairs` counts).
 ARMS = {"gold": "the gold judge", "learned": "the learned judge", "biased": "no penalty", "half": "half the penalty"}
-BEST_OF_N = "best of n"
-GOLD, PROXY, LENGTH = OKABE_ITO["black"], OKABE_ITO["vermillion"], OKABE_ITO["blue"]
-PENALTIES = {"biased": ("no penalty", "o-"), "half": ("half of it", "o--"), "gold": ("full penalty", "o:")}
 
 
 def run(seeds: int, fast: bool) -> dict:
@@ -111,47 +107,27 @@ def loop(world: World, plan: dict, folder: str, changes: dict) -> OnlineRun:
 # What was found
 
 
-def sentences(results: dict) -> list[str]:
-    """The learned judge's end, its path, the control, best-of-n, and the biased judge with its penalties."""
-    return [*learned_sentences(results), *best_of_n_sentences(results), *length_sentences(results)]
-
-
-def learned_sentences(results: dict) -> list[str]:
-    """What training on the learned judge did to it and to gold, and what training on gold itself does."""
-    settings, paths = results["settings"], results["paths"]
-    learned, control = paths["learned"], paths["gold"]
-    accuracy, kl = mean_interval(results["seeds"]["accuracy"]), mean_interval(learned["kl"][-1])
-    told = [
-        f"{verdict(learned)}: {settings['iterations']} iterations on a learned judge that is right in "
-        f"{number(accuracy, '.1%')} of held-out comparisons end at a KL of {number(kl, '.1f')} nats; there "
-        f"{change('its score', gain(learned, 'proxy_sd'), '.2f')} standard deviations of pi_0's draws, and "
-        f"{change('the true reward (ROUGE-L F1)', gain(learned, 'gold'), '.3f')}"
-    ]
-    if (middle := settings["iterations"] // 2) > 0:
-        along = ", ".join(f"{mean_interval(values)['mean']:.3f}" for values in learned["gold"])
-        told.append(
-            f"from iteration {middle} to {settings['iterations']} alone, "
-            f"{change('the score', second_half(learned, 'proxy_sd'), '.2f')}, and "
-            f"{change('gold', second_half(learned, 'gold'), '.3f')}; from pi_0 on gold is {along}"
-        )
-    told.append(
-        f"trained on gold itself, on the same prompts, {change('gold', gain(control, 'gold'), '.3f')} at a KL of "
-        f"{number(mean_interval(control['kl'][-1]), '.1f')} nats; at the end "
-        + comparison("gold after the learned judge", "after gold itself", contrast(learned, control, "gold"), ".3f")
-    )
-    return told
+def answer(results: dict) -> str:
+    """Did gold follow the learned judge's score, and what became of both?"""
+    learned = results["paths"]["learned"]
+    score = gain(learned, "proxy_sd")
+    if sign(score) <= 0:
+        return "That cannot be told, for training on the learned judge did not raise its score."
+    rose = f"the judge's score rises by {score['mean']:.1f} standard deviations"
+    if sign(second_half(learned, "gold")) < 0:
+        return f"{verdict(learned)}: {rose}, but the true reward falls in the second half."
+    followed = told(gain(learned, "gold"), "and the true reward rises", "but the true reward falls", "")
+    return f"{verdict(learned)}: {rose}, {followed or 'but no change of the true reward can be told'}."
 
 
 def verdict(learned: Points) -> str:
-    """The answer in a word or two: did gold follow the score to the end, for a while, not at all, or turn round?"""
-    score, gold = sign(gain(learned, "proxy_sd")), sign(gain(learned, "gold"))
-    if score <= 0:
-        return "this cannot be told, for the proxy did not rise"
+    """The answer in a word or two, where the score rose: did gold follow to the end, at first, not, or turn round?"""
+    gold = sign(gain(learned, "gold"))
     if gold < 0:
-        return "no"
+        return "No"
     if sign(second_half(learned, "gold")) < 0:
-        return "only at first"
-    return "yes" if gold else "not detectably"
+        return "Only at first"
+    return "Yes" if gold else "Not detectably"
 
 
 def second_half(path: Points, measure: str) -> Interval:
@@ -159,127 +135,86 @@ def second_half(path: Points, measure: str) -> Interval:
     return gain(path, measure, since=(len(path[measure]) - 1) // 2)
 
 
-def best_of_n_sentences(results: dict) -> list[str]:
+def table(results: dict) -> Table:
+    """A row what the policy was optimised for: its judge's score, gold in all and late, KL and length."""
+    rows = [["optimised for", "its judge's score, std of pi_0's draws", "gold reward (ROUGE-L F1)"]]
+    rows[0] += ["gold, second half", "KL to pi_0, nats", "characters"]
+    names = {"gold": "the gold judge", "learned": "the learned judge", "biased": "gold plus a bias for length"}
+    names |= {"half": "the same, half the bias as a penalty", BEST_OF_N: "the learned judge, by best of n"}
+    for arm, name in names.items():
+        path = results["paths"][arm]
+        row = [name, number(gain(path, "proxy_sd"), "+.2f"), number(gain(path, "gold"), "+.3f")]
+        row.append(number(second_half(path, "gold"), "+.3f") if arm != BEST_OF_N else "")
+        row.append(number(mean_interval(path["kl"][-1]), ".1f"))
+        rows.append([*row, number(gain(path, "characters"), "+.0f") if "characters" in path else ""])
+    return rows
+
+
+def notes(results: dict) -> Notes:
+    """What was equal, the judges, best-of-n, length and its penalty, and what the seeds share."""
+    settings = results["settings"]
+    return Notes(
+        equal=[
+            f"every arm has the same prompts, draws, comparisons and epochs in {settings['iterations']} iterations",
+            "the judge and the penalty differ",
+            "the KL that they lead to is not equal, and best of n costs draws in place of training",
+            "rewards in standard deviations are in those of pi_0's draws to one document",
+        ],
+        found=[*judge_notes(results), *best_of_n_notes(results), *length_notes(results)],
+        limits=[
+            *sharing_notes(settings["seeds"], settings["documents"], settings["held_out"]),
+            "one learned judge of one size and one amount of comparisons; a better judge is hacked later",
+            "the gold reward is ROUGE-L F1, itself a proxy of what a reader wants",
+            "a bias for length that is known can be undone by a penalty; most biases are not known",
+        ],
+    )
+
+
+def judge_notes(results: dict) -> list[str]:
+    """How good the learned judge is, gold along training on it, and against training on gold itself."""
+    seeds, paths = results["seeds"], results["paths"]
+    accuracy = number(mean_interval(seeds["accuracy"]), ".1%")
+    wants = [number(mean_interval(seeds[name]), ".1%") for name in ("prefers_longer", "gold_prefers_longer")]
+    along = ", ".join(f"{mean_interval(values)['mean']:.3f}" for values in paths["learned"]["gold"])
+    difference = contrast(paths["learned"], paths["gold"], "gold")
+    return [
+        f"the learned judge is right in {accuracy} of held-out comparisons",
+        f"it prefers the longer of two summaries in {wants[0]} of comparisons, and gold in {wants[1]}",
+        f"trained on it, gold goes along the iterations {along}",
+        comparison("gold after the learned judge", "after gold itself", difference, ".3f"),
+    ]
+
+
+def best_of_n_notes(results: dict) -> list[str]:
     """Best-of-n along n, and against training at the same KL and at the same score of the learned judge."""
     chosen, learned = (results["paths"][name] for name in (BEST_OF_N, "learned"))
     ns = [round(values[0]) for values in chosen["n"]]
-    told = [
-        f"best of {ns[-1]} by the learned judge, at {chosen['kl'][-1][0]:.2f} nats: "
-        f"{change('its score', gain(chosen, 'proxy_sd'), '.2f')} standard deviations, "
-        f"{change('gold', gain(chosen, 'gold'), '.3f')}, where a perfect judge gains "
-        f"{number(gain(chosen, 'best'), '.3f')}"
+    found = [
+        f"best of {ns[-1]}, by a perfect judge, would gain {number(gain(chosen, 'best'), '.3f')} of gold",
     ]
     if ns[-1] > 8:
-        at = ns.index(8)
-        after = gain(chosen, "gold", since=at)
-        told.append(f"from best of 8 to best of {ns[-1]} {change('gold', after, '.3f')}")
-    for axis, where, other, what, form, unit in (
-        ("kl", "KL", "proxy_sd", "score", ".2f", "standard deviations"),
-        ("proxy_sd", "score", "kl", "KL", ".1f", "nats"),
-    ):
+        after = gain(chosen, "gold", since=ns.index(8))
+        found.append(f"from best of 8 to best of {ns[-1]} {change('gold', after, '.3f')}")
+    for axis, where in (("kl", "KL"), ("proxy_sd", "score")):
         if point := reached(learned, chosen, axis):
-            gold, rest = (against_training(learned, chosen, axis, point, name) for name in ("gold", other))
-            told.append(
-                f"at the {where} of best of {ns[point]}: "
-                f"{comparison('gold of best-of-n', 'that of training', gold, '.3f')}; "
-                f"{comparison(f'the {what} of best-of-n', 'that of training', rest, form)} {unit}"
-            )
-    return told
+            gold = against_training(learned, chosen, axis, point, "gold")
+            words = comparison("gold of best-of-n", "that of training", gold, ".3f")
+            found.append(f"at the {where} of best of {ns[point]}, {words}")
+    return found
 
 
-def length_sentences(results: dict) -> list[str]:
+def length_notes(results: dict) -> list[str]:
     """What a judge that likes length does to length and gold, and what a penalty changes."""
     paths, seeds = results["paths"], results["seeds"]
     none, half, control = (paths[arm] for arm in ("biased", "half", "gold"))
-    bias, before, tokens = (
-        mean_interval(v)["mean"] for v in (seeds["bias"], none["characters"][0], none["length"][-1])
-    )
-    told = [
-        f"a judge that adds {bias:.4f} a character to gold (so that length moves it as much as gold does): "
-        f"{change('the length', gain(none, 'characters'), '.0f')} characters from "
-        f"{before:.0f} (it ends at {tokens:.1f} tokens of at most {results['settings']['max_new_tokens']}), "
-        f"{change('its score', gain(none, 'proxy_sd'), '.2f')} standard deviations, and "
-        f"{change('gold', gain(none, 'gold'), '.3f')}"
+    bias, tokens = (mean_interval(values)["mean"] for values in (seeds["bias"], none["length"][-1]))
+    found = [
+        f"the biased judge adds {bias:.4f} a character, so that length moves it as much as gold does",
+        f"trained on it {change('the length', gain(none, 'characters'), '.0f')} characters, to {tokens:.1f} tokens of "
+        f"at most {results['settings']['max_new_tokens']}",
     ]
-    for path, name in ((half, "half the bias as a length penalty"), (control, "the full bias as a penalty")):
-        told.append(
-            f"with {name} {change('the length', gain(path, 'characters'), '.0f')} characters and "
-            f"{change('gold', gain(path, 'gold'), '.3f')}; at the end "
-            + comparison("gold", "without a penalty", contrast(path, none, "gold"), ".3f")
-        )
+    for path, name in ((half, "half the bias as a penalty"), (control, "the full bias as a penalty")):
+        found.append(f"with {name}, {comparison('gold', 'without a penalty', contrast(path, none, 'gold'), '.3f')}")
     same = min(seeds["same_pairs"])
-    told.append(
-        f"the full penalty is the gold judge's own run: the penalised score makes {same:.0%} of its comparisons as "
-        "gold does" + (", selected and oriented" if same == 1 else ", so that they differ a little")
-    )
-    wants = [number(mean_interval(seeds[name]), ".1%") for name in ("prefers_longer", "gold_prefers_longer")]
-    longer = change("the length", gain(paths["learned"], "characters"), ".0f")
-    told.append(
-        f"the learned judge prefers the longer of two summaries in {wants[0]} of comparisons, gold in {wants[1]}; "
-        f"trained on the learned judge, {longer} characters"
-    )
-    return told
-
-
-# The picture
-
-
-def draw(results: dict) -> Figure:
-    """Left: the learned judge's score and gold against KL. Right: gold and length where the judge likes length."""
-    paths, std = results["paths"], "std of $\\pi_0$'s draws"
-    with style():
-        fig, ((score, length), (gold, kept)) = plt.subplots(2, 2, figsize=(11.5, 6.8))
-        draw_rewards(score, paths, "proxy_sd", PROXY, {"learned": ("trained on it", "o-")})
-        both = {"learned": ("trained on the proxy", "o-"), "gold": ("trained on gold", "o:")}
-        draw_rewards(gold, paths, "gold_sd", GOLD, both)
-        for ax, measure, colour in ((length, "characters", LENGTH), (kept, "gold_sd", GOLD)):
-            for arm, (name, line) in PENALTIES.items():
-                draw_path(ax, paths[arm], "iteration", measure, colour, name, line)
-            ax.set_xticks([values[0] for values in paths["gold"]["iteration"]])
-            ax.set_xlabel("iteration")
-            label_ends(ax)
-        score.set(title="proxy: the learned judge's score", ylabel=f"proxy, {std}")
-        gold.set(title="gold, while the learned judge is optimised", ylabel=f"gold, {std}")
-        length.set(title="length, where the judge likes length", ylabel="characters")
-        kept.set(title="gold, where the judge likes length", ylabel=f"gold, {std}")
-    return fig
-
-
-def draw_rewards(ax: Axes, paths: dict[str, Points], measure: str, colour: str, arms: dict) -> None:
-    """A reward along a root axis of KL, after Gao et al., for the arms and for best-of-n."""
-    ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0.0)), np.square))
-    for arm, (name, line) in arms.items():
-        draw_path(ax, paths[arm], "kl", measure, colour, name, line)
-    chosen = paths[BEST_OF_N]
-    draw_path(ax, chosen, "kl", measure, colour, "_best of n", "s--")
-    top = max(range(len(chosen["kl"])), key=lambda i: mean_interval(chosen[measure][i])["high"])
-    place = chosen["kl"][top][0], mean_interval(chosen[measure][top])["high"]
-    name = f"best of n, to {round(chosen['n'][-1][0])}"
-    ax.annotate(name, place, (0, 6), textcoords="offset points", color=colour, ha="center", va="bottom")
-    ax.margins(y=0.15)
-    furthest = max(mean_interval(values)["mean"] for arm in ("learned", "gold") for values in paths[arm]["kl"])
-    ax.set_xlim(0, max(furthest, chosen["kl"][-1][0]) * 1.05)
-    ax.set_xticks([k * k for k in range(20) if k * k <= furthest])
-    ax.set_xlabel("KL to $\\pi_0$, nats (root scale)")
-    label_ends(ax)
-
-
-def alt(results: dict) -> str:
-    """The ends of all lines, in numbers."""
-    paths = results["paths"]
-
-    def end(arm: str, measure: str) -> float:
-        return mean_interval(paths[arm][measure][-1])["mean"]
-
-    rewards = "; ".join(
-        f"{name}, at {end(arm, 'kl'):.1f} nats, proxy {end(arm, 'proxy_sd'):.2f} and gold {end(arm, 'gold_sd'):.2f}"
-        for arm, name in (("learned", "trained on the learned judge"), (BEST_OF_N, BEST_OF_N))
-    )
-    lengths = "; ".join(
-        f"{name}: gold {end(arm, 'gold'):.3f}, {end(arm, 'characters'):.0f} characters"
-        for arm, name in (("biased", "no penalty"), ("half", "half of it"), ("gold", "the full penalty"))
-    )
-    return (
-        f"Left: proxy and gold against KL, in standard deviations of pi_0's draws. {rewards}; trained on gold itself "
-        f"{end('gold', 'gold_sd'):.2f}. Right: a judge that likes length, at the last iteration. {lengths}."
-    )
+    found.append(f"the full penalty is the gold judge's own run: it makes {same:.0%} of its comparisons as gold does")
+    return found

@@ -22,7 +22,7 @@ from rlhf_lab.common.assets import small_model_path
 from rlhf_lab.data.docstrings import DocstringPair, docstring_pairs
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.generate import sample
-from rlhf_lab.engine.models import load_model, load_tokenizer
+from rlhf_lab.engine.loading import load_model, load_tokenizer
 from rlhf_lab.engine.precision import bf16_speed
 from rlhf_lab.summarization.candidates import (
     Candidate,

@@ -3,11 +3,13 @@
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from rlhf_lab.common.intervals import comparison, number, sign
+from rlhf_lab.common.intervals import comparison, number
 from rlhf_lab.common.plots import OKABE_ITO, label_ends, method_colour, style
 from rlhf_lab.objective import Objective, preset
 from rlhf_lab.studies.text.paths import along, collect, contrast, draw_path, gain, intervals
+from rlhf_lab.studies.text.sharing import sharing_notes
 from rlhf_lab.studies.text.summaries import World, draw_summaries, each_seed, measure, open_world, trained
+from rlhf_lab.studies.wording import Notes, Table, told
 from rlhf_lab.summarization.pairs import make_pairs, pair_examples
 from rlhf_lab.training.preference import train_preference
 
@@ -68,37 +70,68 @@ def follow(world: World, arm: str, examples: list, epochs: list[int]) -> list[di
     return found
 
 
-def sentences(results: dict) -> list[str]:
-    """DPO and VPO at the end, what over-training did to each, greedy text, and what alpha does."""
-    paths, (first, *_, last) = results["paths"], results["settings"]["epochs"]
-    dpo, vpo = paths["dpo"], paths["vpo .2"]
-    told = [
-        f"after {last} epochs "
-        + comparison("the sampled reward of VPO offline (alpha .2)", "DPO's", contrast(vpo, dpo, "gold"))
-        + f", at a KL of {_end(vpo, 'kl')} nats against {_end(dpo, 'kl')}"
+def answer(results: dict) -> str:
+    """VPO offline (alpha .2) against DPO after the last epoch."""
+    paths, last = results["paths"], results["settings"]["epochs"][-1]
+    difference = contrast(paths["vpo .2"], paths["dpo"], "gold")
+    size = f"{abs(difference['mean']):.3f}"
+    word = told(
+        difference,
+        f"Yes: after {last} epochs VPO offline keeps {size} more sampled reward than DPO",
+        f"No: after {last} epochs VPO offline has {size} less sampled reward than DPO",
+        f"After {last} epochs no difference in sampled reward between VPO offline and DPO can be told",
+    )
+    return f"{word}, at a KL of {_end(paths['vpo .2'], 'kl')} nats against {_end(paths['dpo'], 'kl')}."
+
+
+def table(results: dict) -> Table:
+    """A row a method: both rewards against SFT's and since the first epoch, and the KL."""
+    first, last = results["settings"]["epochs"][0], results["settings"]["epochs"][-1]
+    rows = [["method", f"sampled reward against SFT's, {last} epochs", f"sampled, from epoch {first} to {last}"]]
+    rows[0] += [
+        "sampled, minus DPO's",
+        "greedy reward against SFT's",
+        f"greedy, from epoch {first} to {last}",
+        "KL to SFT, nats a response",
     ]
-    told.append(f"sampled reward against SFT's after {last} epochs: {_each(paths, 'gold')}")
-    told.append(f"sampled reward from {first} epoch to {last}: {_each(paths, 'gold', since=1)}")
-    told.append(f"greedy reward from {first} epoch to {last}: {_each(paths, 'greedy', since=1)}")
-    told.append(f"greedy reward against SFT's after {last} epochs: {_each(paths, 'greedy')}")
-    kls = ", ".join(f"{LOOKS[arm][0]} {_end(paths[arm], 'kl')}" for arm in ARMS)
-    told.append(f"KL to the SFT model after {last} epochs, nats a response: {kls}")
-    low, high = (contrast(paths["vpo 1"], paths[arm], "gold") for arm in ("vpo .05", "vpo .2"))
-    told.append(
-        f"alpha, sampled reward after {last} epochs: {comparison('alpha 1', 'alpha .05', low, '.3f')}; "
-        + comparison("alpha 1", "alpha .2", high, ".3f")
-    )
-    drift = contrast(dpo, paths["wpo"], "gold", since=1)
-    told.append(
-        f"WPO over-trains less than DPO, sampled reward from {first} epoch to {last}: "
-        + ("it does" if sign(drift) < 0 else "it does not" if sign(drift) > 0 else "that cannot be told")
-        + f"; DPO's change minus WPO's is {number(drift, '+.3f')}"
-    )
-    return told
+    for arm, path in results["paths"].items():
+        sampled, greedy = (
+            [number(gain(path, measured, since=since), "+.3f") for since in (0, 1)] for measured in ("gold", "greedy")
+        )
+        against = "" if arm == "dpo" else number(contrast(path, results["paths"]["dpo"], "gold"), "+.3f")
+        rows.append([LOOKS[arm][0], *sampled, against, *greedy, number(intervals(path, "kl")[-1], ".1f")])
+    return rows
 
 
-def _each(paths: dict, measured: str, since: int = 0) -> str:
-    return "; ".join(f"{LOOKS[arm][0]} {number(gain(paths[arm], measured, since=since), '+.3f')}" for arm in ARMS)
+def notes(results: dict) -> Notes:
+    """What was equal, what alpha and WPO's weights do, and what the seeds share."""
+    settings, paths = results["settings"], results["paths"]
+    first, last = settings["epochs"][0], settings["epochs"][-1]
+    drift = contrast(paths["dpo"], paths["wpo"], "gold", since=1)
+    less = told(drift, "keeps less than", "keeps more than", "does not detectably differ from")
+    found = [
+        comparison("alpha 1", f"alpha {small}", contrast(paths["vpo 1"], paths[f"vpo {small}"], "gold"), ".3f")
+        for small in (".05", ".2")
+    ]
+    return Notes(
+        equal=[
+            f"all methods train on the same comparisons of {settings['candidates']} summaries of SFT, at learning rate "
+            f"{settings['learning_rate']:g}",
+            f"beta is {settings['beta']} for all but RPO, which has its paper's .01",
+            "epochs are equal, and the KL that they lead to is not: the first panel of the figure has reward at its KL",
+        ],
+        found=[
+            *(f"sampled reward, VPO offline: {words}" for words in found),
+            f"from epoch {first} to {last} WPO {less} DPO in sampled reward: DPO's change minus WPO's is "
+            f"{number(drift, '+.3f')}",
+        ],
+        limits=[
+            *sharing_notes(settings["seeds"], settings["documents"], settings["held_out"]),
+            "the reward is ROUGE-L F1 against one author's summary; a reader may see it otherwise",
+            "one small model and one learning rate; DPO at an earlier epoch or a larger beta is not compared here",
+            f"{len(paths)} methods are read without a correction for their number",
+        ],
+    )
 
 
 def _end(path: dict, name: str) -> str:

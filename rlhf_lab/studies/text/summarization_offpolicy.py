@@ -8,19 +8,15 @@ The three data sets hold the same prompts, one pair each, the better summary (by
 """
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import combinations, pairwise
-from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from rlhf_lab.common.intervals import change, comparison, mean_interval, number, sign
-from rlhf_lab.common.plots import METHOD_LABELS, OKABE_ITO, label_ends, method_colour, style
+from rlhf_lab.common.intervals import comparison, mean_interval, number
 from rlhf_lab.data.examples import Example
-from rlhf_lab.objective import Objective, Weighting
+from rlhf_lab.studies.text.offpolicy_arms import ALIGNMENTS, ARMS, BETA, BOTH, DATA, LABELS, ONE_SIDED, Arm
+from rlhf_lab.studies.text.offpolicy_figure import alt, draw
 from rlhf_lab.studies.text.offpolicy_pairs import (
     CANDIDATES,
     OTHER_MODEL,
@@ -29,58 +25,20 @@ from rlhf_lab.studies.text.offpolicy_pairs import (
     pair_sets,
     train_weighted,
 )
-from rlhf_lab.studies.text.paths import Path, along, collect, contrast, draw_path, gain, intervals
+from rlhf_lab.studies.text.paths import Path, collect, contrast, gain, intervals
+from rlhf_lab.studies.text.sharing import sharing_notes
 from rlhf_lab.studies.text.summaries import World, each_seed, measure, open_world, trained
+from rlhf_lab.studies.wording import Notes, Table, told
 from rlhf_lab.summarization.pairs import pair_examples
 from rlhf_lab.training.preference import train_preference
 from rlhf_lab.training.settings import TrainingSettings
 
+__all__ = ["QUESTION", "SEEDS", "alt", "answer", "draw", "notes", "run", "table"]
+
 QUESTION = "Do WPO's weights help when another policy wrote the pairs?"
 SEEDS = 4
 
-BETA, LEARNING_RATE = 0.1, 1e-4
-BOTH, CHOSEN, REJECTED = (0, 1), (0,), (1,)
-
-
-class Arm(NamedTuple):
-    """A data set, and WPO's alignment and the responses whose weights count; weighting None is DPO."""
-
-    data: str
-    weighting: Weighting | None = None
-    sides: tuple[int, ...] = BOTH
-
-    @property
-    def objective(self) -> Objective:
-        return Objective(beta=BETA, weighting=self.weighting)
-
-
-ARMS = {
-    "on dpo": Arm("on"),
-    "on wpo": Arm("on", "sampled"),
-    "off dpo": Arm("off"),
-    "off wpo": Arm("off", "sampled"),
-    "off greedy": Arm("off", "greedy"),
-    "off likelihood": Arm("off", "likelihood"),
-    "off only w(y-)": Arm("off", "sampled", REJECTED),
-    "off only w(y+)": Arm("off", "sampled", CHOSEN),
-    "hybrid dpo": Arm("hybrid"),
-    "hybrid wpo": Arm("hybrid", "sampled"),
-}
-LABELS = {
-    "on dpo": "DPO",
-    "on wpo": "WPO",
-    "off dpo": "DPO",
-    "off wpo": "WPO sampled",
-    "off greedy": "WPO greedy",
-    "off likelihood": "WPO likelihood",
-    "off only w(y-)": "only w(y-)",
-    "off only w(y+)": "only w(y+)",
-    "hybrid dpo": "DPO",
-    "hybrid wpo": "WPO",
-}
-ALIGNMENTS = ("off wpo", "off greedy", "off likelihood", "off dpo")
-ONE_SIDED = ("off only w(y-)", "off only w(y+)", "off wpo")
-DATA = {"on": "on-policy", "off": "off-policy", "hybrid": "hybrid"}
+LEARNING_RATE = 1e-4
 
 
 def run(seeds: int, fast: bool) -> dict:
@@ -137,149 +95,95 @@ def follow(
     return path, {"weight": float(np.mean(weights)), "grad_norm": float(np.mean(norms))}
 
 
-def sentences(results: dict) -> list[str]:
-    """The papers' claims one by one, each decided by the difference of two arms, paired over seeds."""
-    paths, epochs = results["paths"], results["settings"]["epochs"]
-    points, end = sorted({1, len(epochs)}), f"after {_epochs(epochs[-1])}"
-    by_epoch = (f"after {_epochs(epochs[i - 1])} {compared(paths, 'off wpo', 'off dpo', point=i)}" for i in points)
-    crossed = [(f"hybrid {method}", f"{name} {method}") for method in ("dpo", "wpo") for name in ("on", "off")]
-    own = [(f"{name} wpo", f"{name} dpo") for name in DATA]
-    return [
-        f"on pairs that another model wrote, sampled reward: {'; '.join(by_epoch)}",
-        _about_steps(results),
-        *_about_data(results["data"]),
-        *(f"sampled reward since pi_0, after {_epochs(epochs[i - 1])}: {_gains(paths, i)}" for i in points),
-        f"sampled > greedy > likelihood > DPO is the claim; off-policy {end}: {_chain(paths, pairwise(ALIGNMENTS))}",
-        f"weights of one response only, off-policy {end}: {_chain(paths, combinations(ONE_SIDED, 2))}",
-        f"on-policy and hybrid pairs {end}: {_chain(paths, (own[0], own[-1]), full=True)}",
-        f"hybrid pairs against the others {end}: {_chain(paths, crossed, full=True)}; the strong writer here is the "
-        "author, whose summary is what the reward compares with: these pairs teach that text itself",
-        *_about_overtraining(paths, epochs),
-        f"greedy reward {end}: {_chain(paths, own, full=True, measured='greedy')}",
-    ]
+def answer(results: dict) -> str:
+    """WPO's sampled weights against DPO on another model's pairs, after the last epoch."""
+    difference = contrast(results["paths"]["off wpo"], results["paths"]["off dpo"], "gold")
+    verdict = told(difference, "Yes", "No", "That cannot be told")
+    after = epochs_of(results["settings"]["epochs"][-1])
+    return f"{verdict}: after {after} WPO's sampled reward minus DPO's is {number(difference, '+.3f')}."
 
 
-def compared(
-    paths: dict[str, Path], a: str, b: str, *, point: int = -1, measured: str = "gold", full: bool = False
-) -> str:
-    """Two arms at one point of their paths. full: their names say what they were trained on."""
-    difference = contrast(paths[a], paths[b], measured, point)
-    names = (f"{DATA[ARMS[arm].data]} {LABELS[arm]}" if full else LABELS[arm] for arm in (a, b))
-    return comparison(*names, difference, ".3f")
-
-
-def _chain(paths: dict[str, Path], pairs: Iterable[tuple[str, str]], **how) -> str:
-    return "; ".join(compared(paths, a, b, **how) for a, b in pairs)
-
-
-def _epochs(count: int) -> str:
+def epochs_of(count: int) -> str:
+    """ "1 epoch", "2 epochs"."""
     return f"{count} epoch{'s' * (count > 1)}"
 
 
-def _gains(paths: dict[str, Path], point: int) -> str:
-    arms = [arm for arm in ARMS if arm.endswith(("dpo", "wpo"))]
-    return "; ".join(change(f"{DATA[ARMS[a].data]} {LABELS[a]}", gain(paths[a], "gold", point), ".3f") for a in arms)
+def table(results: dict) -> Table:
+    """A row an arm: rewards since pi_0 and against DPO on the same pairs, KL, and the mean weight in training."""
+    paths, after = results["paths"], epochs_of(results["settings"]["epochs"][-1])
+    rows = [["pairs", "method", f"sampled reward since pi_0, {after}", "minus DPO's on these pairs"]]
+    rows[0] += ["greedy reward since pi_0", "KL to pi_0, nats a response", "mean weight"]
+    for name, arm in ARMS.items():
+        row = [DATA[arm.data], LABELS[name], number(gain(paths[name], "gold"), "+.3f")]
+        against = contrast(paths[name], paths[f"{arm.data} dpo"], "gold")
+        row.append("" if arm.weighting is None else number(against, "+.3f"))
+        row += [number(gain(paths[name], "greedy"), "+.3f"), number(intervals(paths[name], "kl")[-1], ".1f")]
+        weight = mean_interval(results["steps"][name]["weight"])
+        rows.append([*row, "1" if arm.weighting is None else number(weight, ".2g")])
+    return rows
 
 
-def _ends(paths: dict[str, Path], arms: Sequence[str], measured: str = "gold", form: str = ".3f") -> str:
-    return ", ".join(f"{LABELS[arm]} {intervals(paths[arm], measured)[-1]['mean']:{form}}" for arm in arms)
+def notes(results: dict) -> Notes:
+    """What was equal, the papers' further claims, and what the seeds share."""
+    settings = results["settings"]
+    return Notes(
+        equal=[
+            "prompts, number of pairs, epochs and learning rate are equal in all arms",
+            "the step is not: weights under 1 shrink the gradient, which clipping at 1 and Adam undo in part, so that "
+            "the KL differs",
+            *data_notes(results["data"]),
+        ],
+        found=[*alignment_notes(results["paths"]), *hybrid_notes(results["paths"]), *epoch_notes(results)],
+        limits=[
+            *sharing_notes(settings["seeds"], settings["documents"], settings["held_out"]),
+            "the other policy is a smaller model; pairs of a stronger one may teach more",
+            "in hybrid pairs the strong writer is the author, with whose summary the reward compares",
+            "one small model, one beta and one learning rate",
+            "about 1 in 20 of these differences would be decided by chance",
+        ],
+    )
 
 
-def _about_data(data: dict) -> list[str]:
-    """How far from the policy each data set is, and how far apart its two responses are."""
-    far, rewards, left = [], [], []
+def compared(paths: dict[str, Path], a: str, b: str, *, full: bool = False) -> str:
+    """Two arms after the last epoch. full: their names say what they were trained on."""
+    names = (f"{DATA[ARMS[arm].data]} {LABELS[arm]}" if full else LABELS[arm] for arm in (a, b))
+    return comparison(*names, contrast(paths[a], paths[b], "gold"), ".3f")
+
+
+def data_notes(data: dict) -> list[str]:
+    """How far from the policy each data set is, how far apart its two responses are, and what weights leave of it."""
+    described = []
     for name, label in DATA.items():
         mean = {key: mean_interval(values)["mean"] for key, values in data[name].items()}
-        far.append(f"{label} {mean['chosen_logp']:.2f} and {mean['rejected_logp']:.2f}")
-        rewards.append(f"{label} {mean['chosen_reward']:.2f} against {mean['rejected_reward']:.2f}")
-        left.append(f"{label} {mean['effective']:.0f}")
-    return [
-        f"log pi_0 per token of chosen and rejected, nats: {'; '.join(far)}",
-        f"rewards of chosen and rejected, {mean['pairs']:.0f} pairs of the same prompts in each: {'; '.join(rewards)}",
-        f"WPO's weights under pi_0 leave, of those {mean['pairs']:.0f}, effectively {', '.join(left)} pairs",
-    ]
-
-
-def _about_steps(results: dict) -> str:
-    """Weights under 1 shrink a step as far as clipping and Adam let them: what it came to is the KL."""
-    off = [arm for arm in ARMS if ARMS[arm].data == "off"]
-    weights, norms = (
-        ", ".join(f"{LABELS[arm]} {np.mean(results['steps'][arm][name]):.2g}" for arm in off)
-        for name in ("weight", "grad_norm")
-    )
-    return (
-        f"equal are prompts, pairs, epochs and learning rate, and not the step: off-policy, mean weights {weights}; "
-        f"gradient norms, clipped at 1, {norms}; KL to pi_0 after {_epochs(results['settings']['epochs'][-1])}, nats a "
-        f"response, {_ends(results['paths'], off, 'kl', '.1f')}"
-    )
-
-
-def _about_overtraining(paths: dict[str, Path], epochs: list[int]) -> list[str]:
-    """What the further epochs did to DPO, to WPO and to their difference, per data set."""
-    told = []
-    for name, label in DATA.items():
-        dpo, wpo = paths[f"{name} dpo"], paths[f"{name} wpo"]
-        falls = "; ".join(
-            change(word, gain(path, "gold", since=1), ".3f") for word, path in (("DPO", dpo), ("WPO", wpo))
+        described.append(
+            f"{label} pairs: {mean['pairs']:.0f}, of rewards {mean['chosen_reward']:.2f} and "
+            f"{mean['rejected_reward']:.2f} (chosen, rejected), at {mean['chosen_logp']:.1f} and "
+            f"{mean['rejected_logp']:.1f} nats a token under pi_0; WPO leaves {mean['effective']:.0f} effective"
         )
-        later = contrast(wpo, dpo, "gold", since=1)
-        verdict = {1: "WPO keeps more", 0: "that one keeps more cannot be told", -1: "DPO keeps more"}[sign(later)]
-        told.append(
-            f"{label}, sampled reward from {_epochs(epochs[0])} to {epochs[-1]}: {falls}; {verdict}: WPO's change "
-            f"minus DPO's is {number(later, '+.3f')}"
-        )
-    return told
+    return described
 
 
-def draw(results: dict) -> Figure:
-    """Reward won along the epochs on each data set; and off-policy, every variant against DPO."""
-    with style():
-        fig, axes = plt.subplots(2, 2, figsize=(10.4, 7.2))
-        for ax in (axes[0, 1], axes[1, 0]):
-            ax.sharey(axes[0, 0])
-        for ax, name in zip(axes.flat, DATA, strict=False):
-            draw_data(ax, results, name)
-        for ax in axes.flat[:3]:  # only now, for labels stand where the common axis puts the ends
-            label_ends(ax)
-        draw_variants(axes[1, 1], results)
-    return fig
+def alignment_notes(paths: dict[str, Path]) -> list[str]:
+    """Claims about other people's pairs: sampled > greedy > likelihood > DPO; and weights of one response only."""
+    order = [f"alignment, off-policy: {compared(paths, a, b)}" for a, b in pairwise(ALIGNMENTS)]
+    sides = [f"one weight only, off-policy: {compared(paths, a, b)}" for a, b in combinations(ONE_SIDED, 2)]
+    return order + sides
 
 
-def draw_data(ax: Axes, results: dict, name: str) -> None:
-    """DPO and WPO on one data set: sampled reward minus pi_0's, whose own spread over documents so cancels."""
-    epochs, facts = [0, *results["settings"]["epochs"]], results["data"][name]
-    for shift, arm in ((0.0, f"{name} dpo"), (0.02, f"{name} wpo")):
-        shown = along(results["paths"][arm], "epochs", [epoch + shift * epochs[-1] for epoch in epochs])
-        method = arm.split()[1]
-        draw_path(ax, shown, "epochs", "gold", method_colour(method), METHOD_LABELS[method], gained=True)
-    far = ", ".join(f"{np.mean(facts[side]):.1f}" for side in ("chosen_logp", "rejected_logp"))
-    ax.axhline(0, color=OKABE_ITO["black"], linewidth=0.8, label="_pi_0")
-    ax.set(xlabel="epochs", xticks=epochs, ylabel="sampled reward minus pi_0's (ROUGE-L F1)")
-    ax.set_title(f"{DATA[name]} pairs; chosen, rejected: {far} nats a token")
+def hybrid_notes(paths: dict[str, Path]) -> list[str]:
+    """Pairs that hold the author's own summary against the policy's own pairs."""
+    return [compared(paths, f"hybrid {method}", f"on {method}", full=True) for method in ("dpo", "wpo")]
 
 
-def draw_variants(ax: Axes, results: dict) -> None:
-    """Paired differences to DPO after the first and the last number of epochs."""
+def epoch_notes(results: dict) -> list[str]:
+    """What the further epochs left to WPO and to DPO, per data set; nothing after a single epoch."""
     paths, epochs = results["paths"], results["settings"]["epochs"]
-    variants = [arm for arm in ARMS if ARMS[arm].data == "off" and arm != "off dpo"]
-    for row, arm in enumerate(variants):
-        for point, marker, offset in ((1, "o", -0.14), (-1, "s", 0.14)):
-            interval = contrast(paths[arm], paths["off dpo"], "gold", point)
-            ax.plot([interval["low"], interval["high"]], [row + offset] * 2, color=method_colour("wpo"))
-            ax.plot(interval["mean"], row + offset, marker, color=method_colour("wpo"))
-    ax.axvline(0, color=method_colour("dpo"))
-    kls = [f"{LABELS[arm]}\nKL {intervals(paths[arm], 'kl')[-1]['mean']:.1f}" for arm in variants]
-    ax.set_yticks(range(len(variants)), kls)
-    ax.invert_yaxis()
-    ax.locator_params(axis="x", nbins=6)
-    ax.set(xlabel="sampled reward minus DPO's (ROUGE-L F1)")
-    kl = intervals(paths["off dpo"], "kl")[-1]["mean"]
-    ax.set_title(f"off-policy: epoch {epochs[0]} (circle), {epochs[-1]} (square); DPO's KL {kl:.1f} nats")
-
-
-def alt(results: dict) -> str:
-    """Where every arm begins and ends."""
-    paths, last = results["paths"], results["settings"]["epochs"][-1]
-    start = mean_interval(paths["off dpo"]["gold"][0])["mean"]
-    parts = [f"{label} {_ends(paths, [a for a in ARMS if ARMS[a].data == name])}" for name, label in DATA.items()]
-    return f"Sampled reward along training, from {start:.3f} of pi_0; after {_epochs(last)}: {'; '.join(parts)}."
+    found = []
+    for name, label in DATA.items() if len(epochs) > 1 else ():
+        later = contrast(paths[f"{name} wpo"], paths[f"{name} dpo"], "gold", since=1)
+        verdict = told(later, "WPO keeps more", "DPO keeps more", "that one keeps more cannot be told")
+        found.append(
+            f"{label}, from {epochs_of(epochs[0])} to {epochs[-1]}: {verdict}; WPO's change minus DPO's is "
+            f"{number(later, '+.3f')}"
+        )
+    return found

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlhf_lab.common.intervals import Interval, change, comparison, difference_interval, mean_interval, number, sign
+from rlhf_lab.common.intervals import Interval, change, comparison, mean_interval, number, sign
 from rlhf_lab.common.plots import label_ends, method_colour, style
 from rlhf_lab.studies.text.online_arms import (
     ARMS,
@@ -25,10 +25,22 @@ from rlhf_lab.studies.text.online_arms import (
     point,
 )
 from rlhf_lab.studies.text.paths import collect, contrast, draw_path, intervals
+from rlhf_lab.studies.text.sharing import sharing_notes
 from rlhf_lab.studies.text.summaries import each_seed, open_world
+from rlhf_lab.studies.wording import Notes, Table, listed, sentence
 
 QUESTION = "Do fresh labels, optimism, or pairs with the reference improve DPO on real summaries at equal labels?"
 SEEDS = 4
+
+
+# How the table prints a measure.
+FORMS = {"gold": ".3f", "greedy": ".3f", "kl": ".1f"}
+# What each question is about, and the differences of two arms that answer it.
+CLAIMS = {
+    "fresh labels at equal passes": FRESH[1:],
+    "optimism": OPTIMISM,
+    "pairs with the reference": CHOICE[:1],
+}
 
 
 def run(seeds: int, fast: bool) -> dict:
@@ -60,6 +72,67 @@ def one_seed(seed: int, seeds: int, size: dict, rounds: dict) -> dict:
     return found
 
 
+def answer(results: dict) -> str:
+    """What raises the reward, what lowers it, and for what no effect can be told."""
+    groups: dict[str, list[str]] = {"raised": [], "lowered": [], "unclear": []}
+    for name, pairs in CLAIMS.items():
+        signs = {sign(arms_apart(results, *pair)) for pair in pairs} - {0}
+        groups[{(1,): "raised", (-1,): "lowered"}.get(tuple(signs), "unclear")].append(name)
+    parts = []
+    if groups["raised"]:
+        parts.append(f"{listed(groups['raised'])} raised the reward")
+    if groups["lowered"]:
+        parts.append(f"{listed(groups['lowered'])} lowered the reward")
+    if groups["unclear"]:
+        parts.append(f"for {listed(groups['unclear'])} no effect can be told")
+    return sentence(", and ".join(parts))
+
+
+def table(results: dict) -> Table:
+    """A row an arm: the reward after all labels and against its control, KL, labels and pairs read."""
+    paths = results["paths"]
+    controls = dict((FRESH[1], *OPTIMISM, AS_PUBLISHED, CHOICE[0]))
+    header = ["arm", "gold reward", "minus its control's", "control", "greedy reward", "KL to pi_0, nats"]
+    rows = [[*header, "candidates scored", "pairs read in training"]]
+    for arm, path in paths.items():
+        ends = {measure: number(intervals(path, measure)[-1], form) for measure, form in FORMS.items()}
+        control = controls.get(arm)
+        against = number(arms_apart(results, arm, control), "+.3f") if control else ""
+        counts = [f"{path[what][-1][0]:.0f}" for what in ("scores", "passes")]
+        name = ARMS[control].label if control else ""
+        rows.append([ARMS[arm].label, ends["gold"], against, name, ends["greedy"], ends["kl"], *counts])
+    return rows
+
+
+def notes(results: dict) -> Notes:
+    """What was equal and what was not, the claims one by one, lost labels, and what the seeds share."""
+    settings, published = results["settings"], results["settings"]["alpha"][AS_PUBLISHED[0]]
+    comparisons = (*FRESH, *OPTIMISM, AS_PUBLISHED, *CHOICE)
+    return Notes(
+        equal=[
+            f"every arm has {settings['labels']} labels, one about each of the same prompts",
+            "candidates scored and pairs read in training are not equal: the table has both",
+            f"an online arm reads all pairs so far once in each of {settings['iterations']} iterations",
+            "the KL is not equal: the figure has the reward at its KL",
+        ],
+        found=[
+            *(f"fresh labels: {against(results, *pair)}" for pair in FRESH),
+            *(f"optimism, {bonus(results, *pair)}" for pair in OPTIMISM),
+            f"XPO as published starts with {2 * published:.2%} of a pair's pull, and so shows what chance alone does: "
+            f"{bonus(results, *AS_PUBLISHED)}",
+            *(f"choice of pairs: {against(results, *pair, name=pairs_of)}" for pair in CHOICE),
+            *exploration(results),
+        ],
+        limits=[
+            *sharing_notes(settings["seeds"], settings["labels"], settings["held_out"]),
+            f"the {len(comparisons)} differences are not corrected for their number: about one interval in 20 leaves "
+            "out zero by chance",
+            "the labels come from the gold reward itself; a learned judge would drift",
+            f"one small model, {settings['iterations']} iterations and one learning rate",
+        ],
+    )
+
+
 def arms_apart(results: dict, a: str, b: str, measure: str = "gold") -> Interval:
     """a - b after all labels, seed by seed."""
     return contrast(results["paths"][a], results["paths"][b], measure)
@@ -70,34 +143,14 @@ def pairs_of(arm: str) -> str:
     return PAIRS[ARMS[arm].loop][0]
 
 
-def sentences(results: dict) -> list[str]:
-    """The three claims in one sentence, what was equal and where all arms ended, then claim by claim."""
-    settings, optimism = results["settings"], [arms_apart(results, *pair) for pair in OPTIMISM]
-    published = settings["alpha"][AS_PUBLISHED[0]]
-    return [
-        f"with {settings['labels']} labels each, in gold reward (ROUGE-L F1): {against(results, *FRESH[1])}; "
-        f"optimism {verdict(optimism)} with alpha = 0; {against(results, *CHOICE[0], name=pairs_of)}",
-        *what_was_equal(results),
-        f"fresh labels: {against(results, *FRESH[0])}; greedy text: {against(results, *FRESH[1], measure='greedy')}",
-        "optimism against alpha = 0 on the same choice of pairs: "
-        + "; ".join(bonus(results, *pair) for pair in OPTIMISM),
-        f"XPO as published starts with {2 * published:.2%} of a pair's pull, so that what it does shows what chance "
-        f"alone does: {bonus(results, *AS_PUBLISHED)}",
-        "choice of pairs: "
-        + "; ".join(against(results, *pair, name=pairs_of) for pair in CHOICE)
-        + "; by chance one interval in 20 leaves out a difference of zero",
-        *exploration(results),
-    ]
-
-
 def label_of(arm: str) -> str:
     """The arm in words."""
     return ARMS[arm].label
 
 
-def against(results: dict, a: str, b: str, measure: str = "gold", name: Callable[[str], str] = label_of) -> str:
+def against(results: dict, a: str, b: str, name: Callable[[str], str] = label_of) -> str:
     """ "a is higher than b by ..", after all labels; `name` gives the words for both."""
-    return comparison(name(a), name(b), arms_apart(results, a, b, measure), ".3f")
+    return comparison(name(a), name(b), arms_apart(results, a, b), ".3f")
 
 
 def bonus(results: dict, a: str, b: str) -> str:
@@ -107,48 +160,17 @@ def bonus(results: dict, a: str, b: str) -> str:
     return f"{pairs_of(a)}, alpha {alpha:g}: {change('the reward', reward, '.3f')}, {change('the KL', kl, '.1f')} nats"
 
 
-def verdict(found: list[Interval]) -> str:
-    """How many of the intervals say what."""
-    signs = [sign(interval) for interval in found]
-    counts = [f"{word} it in {signs.count(side)}" for side, word in ((1, "raises"), (-1, "lowers"))]
-    return f"{' and '.join(counts)} of {len(found)} comparisons"
-
-
-def what_was_equal(results: dict) -> list[str]:
-    """Labels; not the candidates scored, the passes over pairs, or the KL that they were spent on."""
-    paths, settings = results["paths"], results["settings"]
-    scores, passes = ({arm: f"{path[what][-1][0]:.0f}" for arm, path in paths.items()} for what in ("scores", "passes"))
-    ends = (
-        f"{ARMS[arm].label} {number(intervals(path, 'gold')[-1], '.3f')} at {intervals(path, 'kl')[-1]['mean']:.1f}"
-        for arm, path in paths.items()
-    )
-    return [
-        f"equal are the labels: one about each of the same {settings['labels']} prompts",
-        f"not equal are the candidates scored, {scores['best dpo']} for best/worst (half of them at temperature .7) "
-        f"and {scores['current dpo']} for other pairs, and the pairs read in training: {passes['best dpo']} by an "
-        f"online arm (all so far, once in each of {settings['iterations']} iterations), {passes['offline']} by offline "
-        f"DPO and {passes['offline 2']} in its 2 epochs",
-        f"reward at KL, in nats a response, from {number(intervals(paths['offline'], 'gold')[0], '.3f')} of pi_0: "
-        + ", ".join(ends),
-    ]
-
-
 def exploration(results: dict) -> list[str]:
     """Equal draws and lost labels of the three choices of pairs, in the last iteration of their DPO arms."""
-    asked = results["settings"]["prompts"]
-    last = {arm: {k: v[-1] for k, v in results["comparisons"][arm].items()} for arm in DPO_ONLINE}
-    alike = {arm: row["identical_share"] for arm, row in last.items()}
-    lost = {arm: [1 - pairs / asked for pairs in row["pairs"]] for arm, row in last.items()}
-
-    def listed(shares: dict[str, list[float]]) -> str:
-        return ", ".join(f"{number(mean_interval(v), '.1%')} for {pairs_of(arm)}" for arm, v in shares.items())
-
-    a, b = CHOICE[0]
-    words = comparison(pairs_of(a), pairs_of(b), difference_interval(alike[a], alike[b]), ".1%")
-    return [
-        f"in the last iteration of DPO the share of draws with the same text is {listed(alike)} ({words})",
-        f"there the labels lost to ties and equal texts are {listed(lost)}",
-    ]
+    asked, told_arms = results["settings"]["prompts"], []
+    for arm in DPO_ONLINE:
+        last = {name: values[-1] for name, values in results["comparisons"][arm].items()}
+        lost = mean_interval([1 - pairs / asked for pairs in last["pairs"]])
+        told_arms.append(
+            f"{pairs_of(arm)}, last iteration: {number(mean_interval(last['identical_share']), '.1%')} of the draws "
+            f"have the same text, and {number(lost, '.1%')} of the labels are lost to ties and equal texts"
+        )
+    return told_arms
 
 
 def draw(results: dict) -> Figure:

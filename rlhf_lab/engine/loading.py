@@ -1,0 +1,105 @@
+"""From a path, a hub id or the name of a shipped model to a model and its tokenizer, whole or not at all."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from rlhf_lab.common.assets import SHIPPED, small_model_path
+from rlhf_lab.common.errors import cause
+
+# Heads of other tasks: what a causal model would lack there is drawn at random by transformers, with a warning only.
+OTHER_TASKS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "ForMaskedLM")
+LFS_POINTER = b"version https://git-lfs"
+
+
+def model_source(name: str | Path) -> str:
+    """`name`, or the folder of the shipped model that it names ("small", "tiny") where no folder is called so."""
+    if str(name) in SHIPPED and not Path(name).exists():
+        return str(small_model_path(str(name)))
+    return str(name)
+
+
+def load_model(model: PreTrainedModel | str | Path) -> PreTrainedModel:
+    """The model itself, or the causal language model at a path, hub id or shipped name, with float32 master weights.
+
+    Raises ValueError if it cannot be loaded, if its files hold another kind of model or lack weights that this kind
+    has (transformers would draw them at random), or if an earlier position sees a later token.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    source = model_source(model)
+    refuse_other_tasks(source)
+    loaded = load_whole(AutoModelForCausalLM, source)
+    _check_causal(loaded, source)
+    return loaded
+
+
+def load_tokenizer(path: str | Path):
+    """The tokenizer beside the model; raises ValueError that names the path."""
+    try:
+        return AutoTokenizer.from_pretrained(model_source(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load a tokenizer from {str(path)!r}: {cause(error)}") from error
+
+
+def load_config(source: str | Path):
+    """The model's configuration; raises ValueError that names the path."""
+    try:
+        return AutoConfig.from_pretrained(model_source(source))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load a model from {str(source)!r}: {cause(error)}") from error
+
+
+def refuse_other_tasks(source: str) -> None:
+    """Raises ValueError if the files at `source` hold a model with the head of another task."""
+    named = (load_config(source).architectures or [""])[0]
+    if any(task in named for task in OTHER_TASKS):
+        raise ValueError(
+            f"{source!r} holds a {named}, not a causal language model: its language-model head is missing and would be "
+            "drawn at random. Give the causal model that it was made from."
+        )
+
+
+def load_whole(kind: type, source: str) -> PreTrainedModel:
+    """kind.from_pretrained(source) in float32. Raises ValueError if a weight is missing, of another shape, or cut."""
+    _refuse_pointers(source)
+    try:
+        model, found = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"cannot load a model from {source!r}: {cause(error)}") from error
+    absent = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
+    if absent:
+        raise ValueError(
+            f"{source!r} lacks {len(absent)} weights of a {type(model).__name__} ({', '.join(absent[:3])}): they would "
+            "be drawn at random. Is the checkpoint whole, and of this kind of model?"
+        )
+    return model
+
+
+def _refuse_pointers(source: str) -> None:
+    for file in sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else ():
+        with file.open("rb") as stream:
+            if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise ValueError(f"{file} is a Git LFS pointer, not the weights: run `git lfs pull` in its repository")
+
+
+@torch.no_grad()
+def _check_causal(model: PreTrainedModel, source: str) -> None:
+    """Change the last of four tokens: the logits before it may not move."""
+    last = model.get_input_embeddings().num_embeddings - 1
+    ids = torch.tensor([[0, 0, 0, 0], [0, 0, 0, last]], device=model.device)
+    was_training = model.training
+    model.eval()
+    try:
+        before = model(input_ids=ids, use_cache=False).logits[:, :3].float()
+    finally:
+        model.train(was_training)
+    # NaN passes here: what is not a number is found where it is used
+    if bool((before[0] - before[1]).abs().max() > 1e-5 * (1 + before.abs().max())):
+        raise ValueError(
+            f"{source!r} ({type(model).__name__}) is not causal: a later token changes what is predicted before it. "
+            "Encoders cannot be trained on responses; give a decoder."
+        )

@@ -1,0 +1,98 @@
+"""The house in numbers: which package may import which, and what must not be needed to run a training."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "rlhf_lab"
+
+# From the ground up; a package imports itself and what is below, nothing beside it.
+FLOORS = (
+    {"common"},
+    {"objective", "data"},
+    {"bradley_terry", "engine"},
+    {"worlds"},
+    {"training"},
+    {"judges"},
+    {"credit"},
+    {"summarization"},
+    {"summarize", "online"},
+    {"pretraining"},
+    {"studies"},
+    {"course"},
+    {"authoring"},
+    {"commands"},
+)
+FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+
+HEADLESS = """
+import importlib, pkgutil, sys
+for name in ("IPython", "ipywidgets", "jupyterlab"):
+    sys.modules[name] = None  # an import of it now raises ImportError
+import rlhf_lab
+above = ("rlhf_lab.course", "rlhf_lab.authoring")
+for module in pkgutil.walk_packages(rlhf_lab.__path__, "rlhf_lab."):
+    if not module.name.startswith(above) and "__main__" not in module.name:
+        importlib.import_module(module.name)
+print("imported")
+"""
+
+
+def imports_of(path: Path) -> set[str]:
+    """First names behind `rlhf_lab.` that a file imports, wherever it does."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rlhf_lab."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.ImportFrom) and node.module == "rlhf_lab":
+            found |= {alias.name for alias in node.names if alias.name in FLOOR_OF}
+    return found
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def arrows() -> dict[tuple[str, str], tuple[int, int]]:
+    """{(file, imported package): (floor of the file, floor of the package)} between different packages."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = room_of(path)
+        for other in imports_of(path) - {room}:
+            if room in FLOOR_OF:
+                found[str(path.relative_to(PACKAGE)), other] = (FLOOR_OF[room], FLOOR_OF[other])
+    return found
+
+
+def test_packages_import_downwards_only():
+    upward = {arrow for arrow, (floor, other) in arrows().items() if other >= floor}
+    assert upward == set(), sorted(upward)
+
+
+def test_every_room_has_a_floor():
+    rooms = {room_of(path) for path in PACKAGE.rglob("*.py")} - {"__init__", "recipes", "_assets"}
+    assert rooms == set(FLOOR_OF)
+
+
+def test_training_needs_no_notebook():
+    """Every module outside course/ and authoring/ is imported with IPython, ipywidgets and JupyterLab blocked."""
+    done = subprocess.run([sys.executable, "-c", HEADLESS], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.returncode == 0 and done.stdout.split()[-1] == "imported", done.stderr
+
+
+def test_the_exact_part_needs_no_language_models():
+    """objective, bradley_terry and worlds run where tokenizers, datasets and transformers are not installed."""
+    code = HEADLESS.replace('"jupyterlab"', '"jupyterlab", "transformers", "tokenizers", "datasets"')
+    code = code.replace("if not module.name.startswith(above)", "if module.name.startswith(exact)")
+    code = code.replace(
+        "above = (", 'exact = ("rlhf_lab.objective", "rlhf_lab.bradley_terry", "rlhf_lab.worlds")\nabove = ('
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.returncode == 0 and done.stdout.split()[-1] == "imported", done.stderr
+
+
+def test_a_blocked_import_would_be_noticed():
+    code = HEADLESS.replace("not module.name.startswith(above)", 'module.name.startswith("rlhf_lab.course.")')
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.returncode != 0 and "IPython" in done.stderr
