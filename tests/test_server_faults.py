@@ -14,7 +14,7 @@ from rlhf_lab.engine.serving import connection
 from rlhf_lab.engine.serving.exchange import Server, ServerError, seconds_asked
 from rlhf_lab.engine.serving.sampling import server_sample
 from rlhf_lab.judges.served import server_judge
-from rlhf_lab.online.settings import OnlineSettings
+from rlhf_lab.workflow.settings import WorkflowSettings
 from tests.test_server import MODEL, PROMPTS, answer, draw, fake_server
 from tests.toy import toy_tokenizer
 from tests.training_helpers import EOS
@@ -292,4 +292,4 @@ def test_impatience_and_passwords_in_addresses_are_refused(changes, message):
 )
 def test_the_loops_settings_of_a_server_are_refused_where_they_do_nothing(changes, message):
     with pytest.raises(ValueError, match=message):
-        OnlineSettings(**changes)
+        WorkflowSettings(**changes)

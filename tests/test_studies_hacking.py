@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from rlhf_lab.judges.gold import gold_judge
 from rlhf_lab.online.pairing import compare, penalised_scores
 from rlhf_lab.online.settings import OnlineSettings
+from rlhf_lab.summarization.candidates import Candidate
+
+from rlhf_lab.judges.gold import gold_judge
 from rlhf_lab.studies.text import reward_hacking
 from rlhf_lab.studies.text.hacking_proxies import (
     Scale,
@@ -24,7 +25,6 @@ from rlhf_lab.studies.text.hacking_proxies import (
     same_pairs,
 )
 from rlhf_lab.studies.text.summaries import open_world
-from rlhf_lab.summarization.candidates import Candidate
 
 
 def drawn(*rows):

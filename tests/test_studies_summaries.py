@@ -4,14 +4,14 @@ from itertools import combinations
 
 import pytest
 import torch
+from rlhf_lab.summarization.candidates import prompt_ids
+from rlhf_lab.summarization.pairs import make_pairs, pair_examples
 
 from rlhf_lab.common.intervals import mean_interval
 from rlhf_lab.objective import preset
 from rlhf_lab.studies.text import sharing, summaries
 from rlhf_lab.studies.text.paths import along, collect, contrast, gain, intervals
 from rlhf_lab.studies.text.summaries import draw_summaries, each_seed, measure, open_world, trained
-from rlhf_lab.summarization.candidates import prompt_ids
-from rlhf_lab.summarization.pairs import make_pairs, pair_examples
 from rlhf_lab.training.preference import train_preference
 from tests.toy import toy_corpus
 

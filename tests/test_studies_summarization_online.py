@@ -4,8 +4,8 @@ import copy
 from dataclasses import replace
 
 import pytest
-
 from rlhf_lab.online.loop import train_online
+
 from rlhf_lab.studies.text import online_arms as arms
 from rlhf_lab.studies.text import summarization_online as study
 from rlhf_lab.studies.text.summaries import open_world

@@ -6,6 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from rlhf_lab.summarization.candidates import Candidate, choose_documents, prompt_ids, summary_text
+from rlhf_lab.summarization.evaluation import Evaluation, policy_statistics, response_log_ratios, win_rate
+from rlhf_lab.summarization.pairs import expected_flips, make_pairs, pair_examples
+from rlhf_lab.summarization.report import table_rows, verdict
+from rlhf_lab.summarization.settings import SummarizeSettings
+from rlhf_lab.summarize import load_model, summarize
 
 from rlhf_lab.commands import cli
 from rlhf_lab.common import bootstrap, files
@@ -13,12 +19,6 @@ from rlhf_lab.common.bootstrap import bootstrap_mean
 from rlhf_lab.common.files import key_of, stored
 from rlhf_lab.data.docstrings import DocstringPair
 from rlhf_lab.data.examples import Example
-from rlhf_lab.summarization.candidates import Candidate, choose_documents, prompt_ids, summary_text
-from rlhf_lab.summarization.evaluation import Evaluation, policy_statistics, response_log_ratios, win_rate
-from rlhf_lab.summarization.pairs import expected_flips, make_pairs, pair_examples
-from rlhf_lab.summarization.report import table_rows, verdict
-from rlhf_lab.summarization.settings import SummarizeSettings
-from rlhf_lab.summarize import load_model, summarize
 from tests.toy import save_toy, toy_corpus, toy_model, toy_tokenizer
 
 WIDTH = 32

@@ -112,6 +112,14 @@ def sft_records(rows: Iterable[Row], *, drop_invalid: bool = False) -> tuple[lis
     return _validated(Table("rows", list(enumerate(rows))), _sft_record, drop_invalid)
 
 
+def as_content(value: object) -> Content:
+    """A cell as text or messages; raises ValueError that says what is wrong with it."""
+    content, kind = _content(value)
+    if kind:
+        raise ValueError(f"{kind}: {shorten(value)}")
+    return content
+
+
 def split_prompt(chosen: Content, rejected: Content) -> tuple[Content, Content, Content]:
     """(prompt, rest of chosen, rest of rejected): the longest common prefix of messages, or of text up to a word's end.
 
