@@ -5,7 +5,6 @@ import json
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from rlhf_lab.summarization.pairs import pair_examples
 
 from rlhf_lab.engine.batches import collate
 from rlhf_lab.engine.logps import response_logps
@@ -15,6 +14,7 @@ from rlhf_lab.studies.text import summarization_offpolicy
 from rlhf_lab.studies.text.summaries import open_world, training_settings
 from rlhf_lab.training.preference import preference_loss_fn, train_preference
 from rlhf_lab.training.reference import reference_logps
+from rlhf_lab.workflow.pairs import pair_examples
 
 WPO = Objective(beta=0.1, weighting="sampled")
 

@@ -17,6 +17,7 @@ from rlhf_lab.commands import cli, train_online
 from rlhf_lab.commands import workflow as command
 from rlhf_lab.common.arguments import Parser, read_values
 from rlhf_lab.data.examples import Example
+from rlhf_lab.data.records import load_preferences
 from rlhf_lab.engine.generate import sample
 from rlhf_lab.engine.loading import load_model
 from rlhf_lab.judges.reward_model import reward_model
@@ -365,6 +366,63 @@ def test_prompts_of_the_users_own(sft, tmp_path):
     assert "gold" not in found["policies"][1] and found["judges"] == ["score"]
 
 
+def test_a_prompt_that_stands_twice_is_one_prompt(sft, tmp_path, capsys):
+    """16 prompts written twice: never learned from and held out at once, and never counted twice."""
+    out, file = tmp_path / "run", tmp_path / "prompts.jsonl"
+    write_prompts(file, 16, reference="open file key")
+    file.write_text(file.read_text() * 2)
+    run(out, sft, prompts_file=str(file), iterations=1, documents="blocks", prompts=10, eval_prompts=6)
+    held_out, asked = ([row["prompt"] for row in table(out, i, "prompts")] for i in (0, 1))
+    assert len({*held_out, *asked}) == 16
+    assert "16 of 32 rows repeat an earlier prompt" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="there are 10 and 6"):
+        run(out, sft, prompts_file=str(file), iterations=1, documents="blocks", prompts=11, eval_prompts=6)
+
+
+def test_prompts_as_messages_reach_the_judge_as_messages(tmp_path):
+    """A reward model reads the template's tokens, the end of the turn included; a function gets the messages."""
+    tokenizer = chat_tokenizer()
+    sft, judge = tmp_path / "sft", tmp_path / "judge"
+    save_toy(sft)
+    tokenizer.save_pretrained(sft)
+    reward = reward_model(str(sft), seed=3)
+    reward.save_pretrained(judge)
+    tokenizer.save_pretrained(judge)
+    rows = [{"prompt": [{"role": "user", "content": d.description}]} for d in toy_corpus()[:20]]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"prompts_file": str(tmp_path / "prompts.jsonl"), "iterations": 1}
+    run(tmp_path / "a", str(sft), judge=str(judge), **options)
+    prompts, drawn = table(tmp_path / "a", 1, "prompts"), table(tmp_path / "a", 1, "candidates")
+    candidate = next(row for row in drawn if row["text"])
+    question = tokenizer.apply_chat_template(json.loads(prompts[candidate["prompt"]]["prompt"]), tokenize=False)
+    ids = tokenizer(question + "open " + candidate["text"] + " <tldr>").input_ids
+    assert ids[-1] == 2 and 1 not in ids  # the turn's end is the template's token, and no EOS stands behind it
+    ids = torch.tensor([ids])
+    score = table(tmp_path / "a", 1, "scores")[drawn.index(candidate)]["score"]
+    assert score == pytest.approx(float(reward(ids).logits.detach()), abs=1e-4)
+
+    seen = []
+
+    def by_messages(prompts, responses, references=None):
+        seen.extend(prompts)
+        return by_length(prompts, responses)
+
+    run(tmp_path / "b", str(sft), judge="mine", function=by_messages, **options)
+    assert all(prompt[0]["role"] == "user" for prompt in seen)
+    records, _ = load_preferences(tmp_path / "b" / "pairs.jsonl")
+    assert records[0].prompt[0]["role"] == "user" and records[0].chosen[0]["role"] == "assistant"
+
+
+def chat_tokenizer():
+    """The toy language with a template: `key WORDS <tldr>` is a user's turn, `open WORDS <tldr>` the assistant's."""
+    tokenizer = toy_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}key {{ m.content }} <tldr> "
+        "{% else %}open {{ m.content }} <tldr> {% endif %}{% endfor %}{% if add_generation_prompt %}open {% endif %}"
+    )
+    return tokenizer
+
+
 def test_a_file_of_prompts_that_cannot_be_used_is_refused(sft, tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "read", "reference": "key"}\n{"prompt": "write"}\n{"text": "x"}\n')
@@ -399,18 +457,21 @@ def test_the_figure_shows_every_panel_for_one_and_for_two_judges(base):
     numbers = json.loads(json.dumps(base[1]))
     drawn = figure.draw_figure(numbers)
     assert len(drawn.axes) == 8 and all(ax.get_title(loc="left") for ax in drawn.axes)
-    line = drawn.axes[0].get_lines()[0]
-    assert line.get_ydata().tolist() == [row["gold"]["reward"]["mean"] for row in numbers["policies"]]
+    points = [line.get_ydata()[0] for line in drawn.axes[0].get_lines() if line.get_marker() == "o"]
+    assert points == [row["gold"]["reward"]["mean"] for row in numbers["policies"]]
+    frontier = drawn.axes[2].get_lines()[0]
+    assert frontier.get_xdata().tolist() == [row["kl"]["mean"] for row in numbers["policies"]]
     for row in numbers["policies"]:
         row["score"] = row["gold"]
     two = figure.draw_figure(numbers | {"judges": ["score", "gold"]})
-    assert two.axes[4].get_title(loc="left") == "proxy reward on held-out prompts"
-    assert "iteration 2: gold reward" in figure.describe(numbers)
+    assert two.axes[1].get_title(loc="left").startswith("proxy reward")
+    assert "DPO, iteration 2: gold reward" in figure.describe(numbers)
 
 
 def test_flags_and_yaml_become_settings(monkeypatch, tmp_path):
     received = []
-    monkeypatch.setattr(command, "train_online", lambda *run: received.append(run))
+    monkeypatch.setattr(command, "run_workflow", lambda *run: received.append(run))
+    monkeypatch.setattr(command, "screen", lambda results: "")
     example = Path(command.__file__).parents[1] / "recipes/online_example.yaml"
     assert cli.main(["train", "online", "--config", str(example), "--iterations", "5", "--alpha", "0.1"]) == 0
     assert cli.main(["train", "online", "--preset", "xpo", "--output-dir", "x", "--warm-start", "false"]) == 0

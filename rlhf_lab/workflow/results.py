@@ -110,7 +110,8 @@ def pair_records(histories: Mapping[str, Sequence[Stages]]) -> list[dict]:
 def _records(stages: Stages) -> list[dict]:
     asked, records = unpacked(read_table(stages["prompts"])), []
     for pair in read_table(stages["pairs"]):
-        if pair["status"] != "pair":
+        # A response that is its end alone was trained on here; as a record it has no text to carry.
+        if pair["status"] != "pair" or not (pair["chosen_text"] and pair["rejected_text"]):
             continue
         prompt = asked[pair["prompt"]]["prompt"]
         record: dict = {"prompt": prompt}
