@@ -317,7 +317,7 @@ def test_the_loop_with_a_served_judge_is_the_loop_with_the_model_itself(sft, pai
     columns = ("status", "chosen_tokens", "rejected_tokens")
     both = [[[row[c] for c in columns] for row in table(tmp_path / name, 1, "pairs")] for name in ("local", "b")]
     assert both[0] == both[1]
-    reward = [numbers["iterations"][1]["score"]["reward"]["mean"] for numbers in (local, found)]
+    reward = [numbers["policies"][1]["score"]["reward"]["mean"] for numbers in (local, found)]
     assert reward[0] == pytest.approx(reward[1], abs=1e-5) and reward[0] != 0.5
     assert found["judges"] == ["score", "gold"]
 
