@@ -4,6 +4,7 @@ with style():
     fig, ax = plt.subplots()
     ax.plot(steps, rewards, color=method_colour("dpo"), label="DPO")
     label_ends(ax)
+save_figure(fig, Path("rewards.png"))
 """
 
 import base64
@@ -11,11 +12,14 @@ import html
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+
+from rlhf_lab.common.files import write_atomically
 
 # Okabe and Ito's eight colours, told apart by colour-blind readers.
 OKABE_ITO: Mapping[str, str] = {
@@ -58,7 +62,7 @@ METHOD_LABELS: Mapping[str, str] = {
     "wpo+vpo-offline": "WPO + VPO offline",
 }
 
-# Opaque white: a transparent figure cannot be read on a dark theme.
+# Over matplotlib's own defaults. Opaque white: a transparent figure cannot be read on a dark theme.
 STYLE: Mapping[str, object] = {
     "figure.facecolor": "white",
     "axes.facecolor": "white",
@@ -89,8 +93,11 @@ def method_colour(method: str) -> str:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The house style inside a `with`; matplotlib's own settings are untouched outside."""
-    with plt.rc_context(dict(STYLE)):
+    """STYLE over matplotlib's defaults inside a `with`: the reader's own settings have no say there, and stay outside.
+
+    Ticks and their labels are made when a figure is drawn, so it is saved inside as well: `save_figure`, `png_bytes`.
+    """
+    with plt.style.context(["default", dict(STYLE)]):
         yield
 
 
@@ -149,13 +156,24 @@ def interval_bars(
     ax.grid(False, axis="y")
 
 
+def save_figure(fig: Figure, path: Path, *, dpi: int = 130) -> None:
+    """The figure as a PNG in all its colours, in the house style: the whole file or none, the same bytes every time."""
+    write_atomically(path, _rendered(fig, dpi))
+
+
+def _rendered(fig: Figure, dpi: int) -> bytes:
+    raw = io.BytesIO()
+    with style():
+        fig.savefig(raw, format="png", dpi=dpi, metadata={"Software": None})
+    return raw.getvalue()
+
+
 def png_bytes(fig: Figure, *, dpi: int = 100) -> bytes:
     """The figure as a small PNG: a palette of 256 colours, no metadata, the same bytes every time."""
-    raw, small = io.BytesIO(), io.BytesIO()
-    fig.savefig(raw, format="png", dpi=dpi, metadata={"Software": None})
-    raw.seek(0)
+    small = io.BytesIO()
     # Maximum coverage keeps the colour of thin lines, which the median cut gives to its neighbours.
-    picture = Image.open(raw).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE)
+    picture = Image.open(io.BytesIO(_rendered(fig, dpi))).convert("RGB")
+    picture = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE)
     picture.save(small, format="png", optimize=True)
     return small.getvalue()
 

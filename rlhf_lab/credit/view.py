@@ -12,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_hex
 from matplotlib.figure import Figure
 
-from rlhf_lab.common.plots import OKABE_ITO
+from rlhf_lab.common.plots import OKABE_ITO, style
 
 # An odd number of colours: the middle one is white.
 CREDIT_COLOURS = LinearSegmentedColormap.from_list(
@@ -93,14 +93,14 @@ def credit_figure(
     """Several responses, (title, texts, values) each, one under the other on one scale with its colour bar."""
     scale = scale or credit_scale(*(values for _, _, values in rows))
     heights = [1 + sum(map(len, texts)) // columns for _, texts, _ in rows]
-    figure = Figure(figsize=(10, 0.5 + sum(0.45 + 0.3 * height for height in heights)), layout="constrained")
-    figure.set_facecolor("white")
-    axes = np.atleast_1d(figure.subplots(len(rows), 1, height_ratios=[0.3 + height for height in heights]))
-    for ax, (title, texts, values) in zip(axes, rows, strict=True):
-        draw_credit(ax, texts, values, scale=scale, columns=columns)
-        ax.set_title(title, loc="left", fontsize=9)
-    colours = ScalarMappable(Normalize(-scale, scale), CREDIT_COLOURS)
-    figure.colorbar(colours, ax=list(axes), label=LABEL, fraction=0.02, pad=0.01)
+    with style():
+        figure = Figure(figsize=(10, 0.5 + sum(0.45 + 0.3 * height for height in heights)))
+        axes = np.atleast_1d(figure.subplots(len(rows), 1, height_ratios=[0.3 + height for height in heights]))
+        for ax, (title, texts, values) in zip(axes, rows, strict=True):
+            draw_credit(ax, texts, values, scale=scale, columns=columns)
+            ax.set_title(title, loc="left", fontsize=9)
+        colours = ScalarMappable(Normalize(-scale, scale), CREDIT_COLOURS)
+        figure.colorbar(colours, ax=list(axes), label=LABEL, fraction=0.02, pad=0.01)
     return figure
 
 
