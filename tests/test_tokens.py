@@ -13,7 +13,7 @@ from rlhf_lab.data.encoding import bos_id, encode_prompt, encode_response, speci
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.problems import InvalidRecords
 from rlhf_lab.data.records import PreferenceRecord, SFTRecord
-from rlhf_lab.data.tokens import Limits, fit, token_dump, tokenize_preferences, tokenize_record, tokenize_sft, truncate
+from rlhf_lab.data.tokens import Limits, fit, tokenize_preferences, tokenize_record, tokenize_sft, truncate
 
 SPECIALS = ["<pad>", "<eos>", "<tldr>", "<bos>", "<|im_start|>", "<|im_end|>"]
 CHAT = (
@@ -320,17 +320,3 @@ def test_calibration_is_the_third_response():
 def test_fit_leaves_a_fitting_example_alone():
     example = Example((1, 2, 3), ((4, 5), (6,)), row=2)
     assert fit(example, Limits(5)) == example
-
-
-# The dump
-
-
-def test_token_dump_shows_ids_pieces_and_kinds():
-    example = tokenize_record(SFTRecord("the\ncat <tldr>", "é <b>", row=5), PLAIN)
-    dump = token_dump(example, PLAIN)
-    plain = re.sub("\033\\[[0-9;]*m", "", dump)
-    assert plain.startswith(f"row 5, prompt ({len(example.prompt)} tokens): ")
-    assert f"{TLDR_ID}:<tldr>" in plain and f"{EOS_ID}:<eos>" in plain and "↵" in plain and ":·" in plain
-    assert f"\033[1;7m{TLDR_ID}:<tldr>\033[0m" in dump  # special tokens are marked by more than a hue
-    page = token_dump(example, PLAIN, html=True)
-    assert "&lt;tldr&gt;" in page and "<b>" not in page and page.count("<span") == example.num_tokens

@@ -7,7 +7,6 @@ then the responses' ends. A cut response has no EOS; a cut prompt keeps its BOS 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from html import escape
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,7 +19,6 @@ from rlhf_lab.data.encoding import (
     prompt_ids,
     response_ids,
     special_pattern,
-    special_tokens,
     split_ending,
 )
 from rlhf_lab.data.examples import Example
@@ -192,34 +190,3 @@ def _spellings(record: Record, tokenizer: PreTrainedTokenizerBase, trusted: bool
     texts = [r.removesuffix(tokenizer.eos_token) for r in record.responses.values() if isinstance(r, str)]
     texts += [split_ending(record.prompt, tokenizer)[0]] if isinstance(record.prompt, str) and not trusted else []
     return sum(special_pattern(tokenizer).search(text) is not None for text in texts)
-
-
-ANSI = {"prompt": "\033[36m", "response": "\033[32m", "special": "\033[1;7m"}  # cyan, green, bold and inverted
-CSS = {"prompt": "color:#1f4e79", "response": "color:#1b5e20", "special": "font-weight:bold;outline:1px solid"}
-
-
-def token_dump(example: Example, tokenizer: PreTrainedTokenizerBase, *, html: bool = False) -> str:
-    """`id:piece` of every token for eyes: prompt, responses and special tokens in colours (ANSI codes, or HTML).
-
-    Spaces show as · and line ends as ↵; a piece of a character that is split over tokens shows as the tokenizer has it.
-    Look here for a double BOS, a missing EOS, a prompt that lost its beginning, a special token that is only text.
-    """
-    parts = {f"row {example.row}, prompt": example.prompt}
-    parts |= {f"response {k}": response for k, response in enumerate(example.responses)}
-    special = set(special_tokens(tokenizer).values())
-    lines = []
-    for name, ids in parts.items():
-        colour = "response" if name.startswith("response") else "prompt"
-        pieces = [_paint(f"{i}:{_piece(i, tokenizer)}", "special" if i in special else colour, html) for i in ids]
-        lines.append(f"{name} ({len(ids)} tokens): " + " ".join(pieces))
-    return f"<pre style='white-space:pre-wrap'>{'<br>'.join(lines)}</pre>" if html else "\n".join(lines)
-
-
-def _piece(token_id: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    piece = tokenizer.decode([token_id])
-    whole = piece and "\ufffd" not in piece
-    return piece.replace(" ", "·").replace("\n", "↵") if whole else tokenizer.convert_ids_to_tokens(token_id)
-
-
-def _paint(text: str, colour: str, html: bool) -> str:
-    return f"<span style='{CSS[colour]}'>{escape(text)}</span>" if html else f"{ANSI[colour]}{text}\033[0m"
