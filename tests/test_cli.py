@@ -155,6 +155,27 @@ def test_train_sft(files, tmp_path, capsys):
     assert "2 steps" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("task", "data"), [("preference", "pairs"), ("sft", "sft"), ("reward", "pairs")])
+def test_long_prompts_are_dropped_or_cut_and_recorded(files, tmp_path, capsys, task, data):
+    """Three of fifteen prompts fill the context of 64: refused, and told how to go on; dropped; cut."""
+    rows = [json.loads(line) for line in (files / f"{data}.jsonl").read_text().splitlines()]
+    rows += [row | {"prompt": "w2 w3 " * 40} for row in rows[:3]]
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = ["train", task, "--model_name_or_path", str(files / "model"), "--train_file", str(tmp_path / "long.jsonl")]
+    flags += ["--max_steps", "1", "--disable_tqdm", "--output_dir"]
+    assert cli.main([*flags, str(tmp_path / "refused")]) == 2
+    said = capsys.readouterr().err
+    assert "3 rows (12, 13, 14)" in said and "--long_prompts drop" in said and not (tmp_path / "refused").exists()
+    assert cli.main([*flags, str(tmp_path / "drop"), "--long_prompts", "drop"]) == 0
+    assert "3 rows left out" in capsys.readouterr().out
+    facts = json.loads((tmp_path / "drop" / "data.json").read_text())["train"]
+    assert (facts["rows"], facts["examples"], facts["prompts_dropped"]) == (15, 12, 3)
+    assert facts["dropped"] == {"prompt: fills the length": 3} and facts["source"] == "long.jsonl"
+    assert cli.main([*flags, str(tmp_path / "cut"), "--long-prompts=truncate"]) == 0
+    assert "15 examples; 3 prompts cut at the start" in capsys.readouterr().out
+    assert json.loads((tmp_path / "cut" / "data.json").read_text())["train"]["prompts_cut"] == 3
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

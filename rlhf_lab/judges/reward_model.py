@@ -116,7 +116,7 @@ def reward_judge(
 ) -> Judge:
     """The judge that scores each response by a trained reward model: r(x, y), comparable within a prompt only.
 
-    max_length: tokens of prompt plus response, cut by the rule of `data.tokens`; default: 1024, or the context if
+    max_length: tokens of prompt plus response, cut by the rule of `data.truncation`; default: 1024, or the context if
     shorter. A response gets the same score whatever else is asked. Raises ValueError if `model` is no reward model.
     """
     scalar_head(model)
