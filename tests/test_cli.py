@@ -1,6 +1,8 @@
 """The command line: flags from dataclasses, YAML, refusals in one line, and whole runs from files."""
 
+import ast
 import json
+import re
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from rlhf_lab.common.arguments import Parser, add_fields, build, convert, read_v
 from tests.training_helpers import tiny_llama, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,8 @@ def test_long_prompts_are_dropped_or_cut_and_recorded(files, tmp_path, capsys, t
         ({"max_length": "5000"}, "longer than the model's context of 64"),
         ({"lerning_rate": "1"}, "did you mean --learning_rate"),
         ({"optimizer": "sgd"}, r"--optimizer must be adamw|muon"),
-        ({"objective": "xpo"}, "3 response"),
+        ({"objective": "xpo"}, "needs 3 responses"),
+        ({"objective": "vpo-online"}, "Either --calibration chosen"),
         ({"columns": "chosen=better"}, "better"),
     ],
 )
@@ -257,3 +261,15 @@ def test_a_setting_that_a_file_gives_twice_is_refused(tmp_path, text):
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"'(beta|learning_rate)' is given twice"):
         read_yaml(tmp_path / "a.yaml", ["beta", "learning_rate"])
+
+
+def test_advice_is_in_flags_and_not_in_python():
+    """No message that a command can show tells to write Python where a flag does it."""
+    python = re.compile(r"(columns|split|resume|drop_invalid|max_length|long_prompts)=(True|False|None|\{'|'|\{\{)")
+    calls = re.compile(r"(load_preferences|load_sft|reward_model|train_\w+)\(")
+    for path in sorted((ROOT / "rlhf_lab").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        documented = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, DOCUMENTED)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in documented:
+                assert not python.search(node.value) and not calls.search(node.value), f"{path.name}:{node.lineno}"

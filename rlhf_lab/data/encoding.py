@@ -35,7 +35,9 @@ def add_bos_eos(prompt: Ids, responses: Sequence[Ids], tokenizer: PreTrainedToke
     Raises ValueError if the tokenizer has no EOS: a model trained without one never stops.
     """
     if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no eos_token: set tokenizer.eos_token to the token that ends a response")
+        raise ValueError(
+            "the tokenizer has no eos_token: name the token that ends a response in its tokenizer_config.json"
+        )
     bos = bos_id(tokenizer)
     if bos is not None and prompt[:1] != (bos,):
         prompt = (bos, *prompt)
@@ -151,7 +153,9 @@ def _where_they_part(before: Ids, whole: Ids, tokenizer: PreTrainedTokenizerBase
 
 def _render(messages: Messages, tokenizer: PreTrainedTokenizerBase, generation: bool) -> Ids:
     if tokenizer.chat_template is None:
-        raise ValueError("the tokenizer has no chat template: set tokenizer.chat_template, or use text columns")
+        raise ValueError(
+            "the tokenizer has no chat template: put a chat_template.jinja into its folder, or use text columns"
+        )
     try:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation)
     except TemplateError as error:

@@ -70,7 +70,7 @@ class InvalidRecords(ValueError):
 
     def __init__(self, report: RowReport, advice: str = "") -> None:
         self.report = report
-        repair = "Repair these rows, or pass drop_invalid=True (--drop-invalid) to go on without them."
+        repair = "Repair these rows, or go on without them with --drop_invalid."
         super().__init__("\n".join(filter(None, [str(report), advice, repair])))
 
 

@@ -75,7 +75,7 @@ def slot_row(context: Ids, first: Ids, second: Ids, tokenizer, max_length: int) 
     slots = slots_of(tokenizer)
     room = max_length - sum(map(len, slots[:3])) - 1
     if room < 4:
-        raise ValueError(f"max_length={max_length} leaves {room} tokens for context and responses; give more")
+        raise ValueError(f"--max_length {max_length} leaves {room} tokens for context and responses; give more")
     first, second = (ids[:-1] if ids[-1:] == (tokenizer.eos_token_id,) else ids for ids in (first, second))
     space = room - min(len(context), room // 2)
     cap = max(space // 2, space - min(len(first), len(second)))
