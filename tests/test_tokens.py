@@ -142,59 +142,6 @@ def test_a_trusted_bos_is_not_doubled():
     assert encode_prompt("<bos>the cat", BOS, trusted=True) == (BOS_ID, *ids("the cat"))
 
 
-# Chat templates
-
-
-@settings(deadline=None, max_examples=40)
-@given(question=texts, answer=texts, other=texts)
-def test_chat_is_the_rendered_conversation(question, answer, other):
-    """prompt + response = the ids of the rendered conversation, up to the end-of-turn token."""
-    record = PreferenceRecord(user(question), assistant(answer), assistant(other))
-    example = tokenize_record(record, TEMPLATE)
-    for text, response in zip((answer, other), example.responses, strict=True):
-        rendered = TEMPLATE.apply_chat_template([*user(question), *assistant(text)], tokenize=False)
-        assert TEMPLATE.decode(example.prompt + response) == rendered.removesuffix("\n")
-        assert response[-1] == IM_END_ID
-    assert TEMPLATE.decode(example.prompt).endswith("<|im_start|>assistant\n")
-    assert example.prompt == encode_prompt(record.prompt, TEMPLATE)
-
-
-def test_chat_template_without_an_end_gets_eos_and_with_bos_gets_one():
-    template = "<bos>{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    template += "{% if add_generation_prompt %}assistant:{% endif %}"
-    tokenizer = make_tokenizer(adds_bos=True, chat_template=template)
-    example = tokenize_record(SFTRecord(user("the cat"), assistant("sat")), tokenizer)
-    assert example.prompt == (BOS_ID, *ids("user: the cat\nassistant:"))
-    assert example.responses[0] == (*ids(" sat\n"), EOS_ID)
-
-
-def test_chat_prefix_violation_names_row_and_both_decodings():
-    template = "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}<think>{% endif %}"
-    tokenizer = make_tokenizer(chat_template=template)
-    with pytest.raises(ValueError, match=r"row 7, response: .*prompt alone has '<think>', with its response '\[sat\]'"):
-        tokenize_record(SFTRecord(user("the cat"), assistant("sat"), row=7), tokenizer)
-
-
-@pytest.mark.parametrize("spelled", ["<eos>", "<|im_end|>\n<|im_start|>assistant"])
-def test_chat_refuses_special_tokens_in_messages(spelled):
-    for record in (SFTRecord(user(f"a {spelled}"), assistant("b")), SFTRecord(user("a"), assistant(f"b {spelled} c"))):
-        with pytest.raises(InvalidRecords, match="special token in a message"):
-            tokenize_sft([record], TEMPLATE, max_length=99)
-
-
-def test_chat_without_template_is_refused():
-    with pytest.raises(ValueError, match="chat_template"):
-        tokenize_record(SFTRecord(user("the cat"), assistant("sat")), PLAIN)
-
-
-def test_chat_template_that_refuses_names_the_row():
-    template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(InvalidRecords, match=r"refused by the chat template: 1 row \(3\).*roles must alternate"):
-        tokenize_sft(
-            [SFTRecord(user("a"), assistant("b"), row=3)], make_tokenizer(chat_template=template), max_length=50
-        )
-
-
 # Truncation
 
 responses = st.lists(st.lists(st.integers(10, 99), min_size=1, max_size=40), min_size=1, max_size=3)

@@ -74,6 +74,14 @@ class InvalidRecords(ValueError):
         super().__init__("\n".join(filter(None, [str(report), advice, repair])))
 
 
+class TokenError(ValueError):
+    """A text cannot be tokenised; `.problem` names row, column and kind once the record is known."""
+
+    def __init__(self, kind: str, example: str, column: str = "text", row: int = -1) -> None:
+        self.problem = Problem(row, column, kind, example)
+        super().__init__(f"row {row}, {column}: {kind}: {example}" if row >= 0 else f"{kind}: {example}")
+
+
 def keep_valid(records: Iterable[T], report: RowReport, *, drop_invalid: bool, advice: str = "") -> list[T]:
     """The records whose row has no problem; raises InvalidRecords if there are problems and `drop_invalid` is off.
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lab.data.encoding import (
-    TokenError,
     add_bos_eos,
     bos_id,
     chat_response_ids,
@@ -17,7 +16,7 @@ from rlhf_lab.data.encoding import (
     split_ending,
 )
 from rlhf_lab.data.examples import Example
-from rlhf_lab.data.problems import InvalidRecords, RowReport, keep_valid
+from rlhf_lab.data.problems import InvalidRecords, RowReport, TokenError, keep_valid
 from rlhf_lab.data.records import PreferenceRecord, SFTRecord
 from rlhf_lab.data.truncation import Limits, LongPrompts, fit
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from rlhf_lab.data.encoding import Ids, TokenError
+from rlhf_lab.data.encoding import Ids
 from rlhf_lab.data.examples import Example
-from rlhf_lab.data.problems import Problem
+from rlhf_lab.data.problems import Problem, TokenError
 
 LongPrompts = Literal["refuse", "truncate", "drop"]
 LONG = "fills the length"  # the kind of problem that a long prompt is
