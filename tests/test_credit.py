@@ -25,7 +25,6 @@ from rlhf_lab.credit.view import (
     credit_figure,
     credit_html,
     credit_scale,
-    token_texts,
 )
 from tests.training_helpers import EOS, tiny_gpt2_with_dropout, tiny_llama, tiny_tokenizer
 
@@ -215,17 +214,17 @@ def test_the_figure_holds_every_token_once_and_a_scale():
     texts = [" word"] * 30 + ["$x$"]
     figure = credit_figure([("first", texts, np.linspace(-1, 1, 31)), ("second", ["y"], [0.0])], columns=40)
     drawn = [t.get_text() for ax in figure.axes for t in ax.texts]
-    assert drawn == ["word"] * 30 + [r"\$x\$", "y"]
+    assert drawn == ["word"] * 30 + ["$x$", "y"]
     assert figure.axes[-1].get_ylabel() == "beta log-ratio"
     figure.canvas.draw()
 
 
-def test_token_texts_join_to_the_text():
-    from transformers import AutoTokenizer
-
-    from rlhf_lab.common.assets import small_model_path
-
-    tokenizer = AutoTokenizer.from_pretrained(small_model_path("tiny"))
-    ids = tokenizer("Return the number of rows, 20 at most.", add_special_tokens=False).input_ids
-    assert "".join(token_texts(ids, tokenizer)).strip() == "Return the number of rows, 20 at most."
-    assert all(token_texts([i], tokenizer)[0] for i in range(300))
+def test_dollar_signs_start_no_formula():
+    """In a browser a dollar sign is alone in its tag; in matplotlib the text is drawn as it stands."""
+    html = credit_html(["$5", " or", " $6", " \\(x\\)"], [0.1, 0.2, 0.3, 0.4], caption="costs $5 or $6")
+    assert html.count("<span>$</span>") == html.count("$") == 4
+    assert html.count("<span>\\</span>") == html.count("\\") == 2
+    figure = credit_figure([("costs $5 or $6", ["$5", " or $6"], [0.1, 0.2])])
+    drawn = [*figure.axes[0].texts, figure.axes[0].title, figure.axes[0]._left_title]
+    assert [text.get_text() for text in drawn] == ["$5", "or $6", "", "costs $5 or $6"]
+    assert not any(text.get_parse_math() for text in drawn if text.get_text())

@@ -265,6 +265,20 @@ def test_judge_from_the_command_line_twice(tmp_path, capsys, kind):
     assert main(["judge", *flags]) == 2 and "not a whole gzip file" in capsys.readouterr().err
 
 
+def test_a_judge_drops_or_cuts_long_prompts_and_records_how_many(tmp_path, capsys):
+    rows = [{"prompt": f"Text {i % 6}.", "chosen": f"Good {i}.", "rejected": f"Bad {i}."} for i in range(12)]
+    rows.append({"prompt": "a long text " * 60, "chosen": "Good.", "rejected": "Bad."})
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["judge", "--data", str(tmp_path / "pairs.jsonl"), "--model", str(small_model_path("tiny"))]
+    flags += ["--folds", "2", "--max_length", "40", "--out", str(tmp_path / "out")]
+    assert main(flags) == 2 and "--long_prompts drop" in capsys.readouterr().err
+    for long_prompts, judged, cuts in (("drop", 12, (0, 1)), ("truncate", 13, (1, 0))):
+        assert main([*flags, "--long_prompts", long_prompts]) == 0
+        result = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert result["report"]["comparisons"] == judged and result["settings"]["long_prompts"] == long_prompts
+        assert (result["cuts"]["prompts_cut"], result["cuts"]["prompts_dropped"]) == cuts
+
+
 def test_a_judge_is_compared_with_the_better_ruler():
     """Short answers win three of four: always-longer is right once, always-shorter three times, the judge twice."""
     lengths = np.array([[1, 9], [2, 9], [3, 9], [9, 1]])

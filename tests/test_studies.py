@@ -370,5 +370,7 @@ def test_words_of_a_report_by_hand():
 
 def test_a_bar_in_a_cell_opens_no_column_and_rows_have_one_length():
     assert markdown_table([["a|b", "c"], ["d\ne", ""]]) == "| a\\|b | c |\n|---|---|\n| d e |  |"
+    dollar = "<span>$</span>"  # GitHub and Jupyter typeset $5 or $6 as a formula, but not in code
+    assert markdown_table([["$5 or `$x|$y` ``a`$`` $6`"]]) == f"| {dollar}5 or `$x\\|$y` ``a`$`` {dollar}6` |\n|---|"
     with pytest.raises(ValueError, match=r"rows of one length, got \[1, 2\] cells"):
         markdown_table([["a", "b"], ["c"]])

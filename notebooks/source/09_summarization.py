@@ -103,7 +103,7 @@ from IPython.display import HTML
 
 from rlhf_lab.data.encoding import encode_response
 from rlhf_lab.data.examples import Example
-from rlhf_lab.data.tokens import token_dump
+from rlhf_lab.data.token_view import token_dump
 from rlhf_lab.engine.batches import collate
 
 human = encode_response(documents[0].summary, tokenizer)

@@ -143,8 +143,9 @@ torch.testing.assert_close(by_hand, values, rtol=1e-3, atol=1e-4)
 # %%
 from IPython.display import HTML
 
-from rlhf_lab.credit.view import credit_figure, credit_html, token_texts
+from rlhf_lab.credit.view import credit_figure, credit_html
 from rlhf_lab.data.examples import Example
+from rlhf_lab.data.token_view import token_texts
 from rlhf_lab.workflow.evaluation import response_log_ratios
 
 ((log_ratio,),) = response_log_ratios(policy, sft, [Example(tuple(prompt), (tuple(response),))])

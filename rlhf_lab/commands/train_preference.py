@@ -44,6 +44,6 @@ def main(args: argparse.Namespace) -> None:
     print(f"{objective}\nreference: {data.reference or 'the model itself, as it is before training'}")
     model, tokenizer = load_model(data.model_name_or_path), load_tokenizer(data.model_name_or_path)
     max_length = choose_max_length(model, data.max_length)
-    examples, eval_examples = load_examples(data, tokenizer, max_length, load_preferences, tokenize_preferences)
+    examples, eval_examples, facts = load_examples(data, tokenizer, max_length, load_preferences, tokenize_preferences)
     options = {"eval_examples": eval_examples, "reference": data.reference, "cache_dir": data.cache_dir}
-    report(train_preference(model, tokenizer, examples, objective, settings, **options))
+    report(train_preference(model, tokenizer, examples, objective, settings, **options), facts)

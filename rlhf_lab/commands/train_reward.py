@@ -58,10 +58,10 @@ def main(args: argparse.Namespace) -> None:
         sources.append(records)
         return records, found
 
-    examples, eval_examples = load_examples(data, tokenizer, max_length, load, tokenize_preferences)
+    examples, eval_examples, facts = load_examples(data, tokenizer, max_length, load, tokenize_preferences)
     margins = score_margins(sources[0], examples, data.margin_scale) if data.margin_scale > 0 else None
     options = {"margins": margins, "label_smoothing": data.label_smoothing, "eval_examples": eval_examples}
-    report(train_reward(model, tokenizer, examples, settings, **options))
+    report(train_reward(model, tokenizer, examples, settings, **options), facts)
 
 
 def score_margins(records: Sequence[PreferenceRecord], examples: Sequence[Example], scale: float) -> list[float]:

@@ -26,5 +26,5 @@ def main(args: argparse.Namespace) -> None:
     data, settings = build(DataArguments, values), build(TrainingSettings, values)
     model, tokenizer = load_model(data.model_name_or_path), load_tokenizer(data.model_name_or_path)
     max_length = choose_max_length(model, data.max_length)
-    examples, eval_examples = load_examples(data, tokenizer, max_length, load_sft, tokenize_sft)
-    report(train_sft(model, tokenizer, examples, settings, eval_examples=eval_examples))
+    examples, eval_examples, facts = load_examples(data, tokenizer, max_length, load_sft, tokenize_sft)
+    report(train_sft(model, tokenizer, examples, settings, eval_examples=eval_examples), facts)

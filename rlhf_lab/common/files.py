@@ -37,12 +37,12 @@ def read_json(path: Path) -> dict | list | None:
         return None
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """The file as a whole or not at all, whenever the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".unfinished-{path.name}")
-    with unfinished.open("w", encoding="utf8") as file:
-        file.write(text)
+    with unfinished.open("wb") as file:
+        file.write(content.encode("utf8") if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())  # or a power loss could leave the new name with no content
     os.replace(unfinished, path)

@@ -35,7 +35,7 @@ MEANINGFUL = ("tool_calls", "function_call", "reasoning_content", "thinking", "t
 MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 # Responses that begin with a prompt of fewer words may do so by chance.
 REPEATED_WORDS = 3
-ADVICE = "The source has the columns {}; name others with columns={{'chosen': 'their_name', ...}}."
+ADVICE = "The source has the columns {}; say where the missing ones are with --columns {}."
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ def _validated(table: Table, build: Build, drop_invalid: bool) -> tuple[list, Ro
         records += [record] if not found else []
     problems += _against_the_majority(records)
     report = RowReport(table.source, len(table.rows), tuple(problems))
-    advice = ADVICE.format(", ".join(_column_names(table))) if any(p.kind == "missing" for p in problems) else ""
+    missing = dict.fromkeys(f"{p.column}=their_name" for p in problems if p.kind == "missing")
+    advice = ADVICE.format(", ".join(_column_names(table)), ",".join(missing)) if missing else ""
     return keep_valid(records, report, drop_invalid=drop_invalid, advice=advice), report
 
 
@@ -242,9 +243,7 @@ def _contents(row: Row, names: list[str], report: Report) -> dict[str, Content] 
         return None
     formats = {name: "text" if isinstance(content, str) else "messages" for name, (content, _) in checked.items()}
     if len(set(formats.values())) > 1:
-        hint = (
-            "; columns={'prompt': None} takes the prompt from the messages" if formats.get("prompt") == "text" else ""
-        )
+        hint = "; --columns prompt=none takes the prompt from the messages" if formats.get("prompt") == "text" else ""
         report(names[-1], "mixed formats", ", ".join(f"{name} is {kind}" for name, kind in formats.items()) + hint)
         return None
     return {name: content for name, (content, _) in checked.items()}
@@ -325,9 +324,7 @@ def _check_prompt(record: PreferenceRecord | SFTRecord, report: Report) -> None:
         report("prompt", "ends with an assistant", "move the beginning of the answer into the responses")
     telling = not isinstance(prompt, str) or len(prompt.split()) >= REPEATED_WORDS
     if prompt and telling and all(response[: len(prompt)] == prompt for response in responses):
-        report(
-            next(iter(record.responses)), "repeats the prompt", "columns={'prompt': None} takes it from the responses"
-        )
+        report(next(iter(record.responses)), "repeats the prompt", "--columns prompt=none takes it from the responses")
 
 
 def _scores(row: Row, report: Report) -> dict[str, float | None]:

@@ -61,12 +61,13 @@ def map_columns(table: Table, columns: Mapping[str, str | None] | str | None, na
     if columns is None or isinstance(columns, str):
         return _with_scores(table)
     if unknown := [name for name in columns if name not in names]:
-        raise ValueError(f"columns={dict(columns)!r}: {unknown[0]!r} is none of {', '.join(names)}")
+        raise ValueError(
+            f"--columns {unknown[0]}={columns[unknown[0]]}: {unknown[0]!r} is none of {', '.join(names)}; a column of "
+            "ours stands first, theirs behind it"
+        )
     for name, path in columns.items():
         if path is not None and table.columns and path.split(".")[0] not in table.columns:
-            raise ValueError(
-                f"columns maps {name!r} to {path!r}, but {table.source} has the columns {', '.join(table.columns)}"
-            )
+            raise ValueError(f"--columns {name}={path}, but {table.source} has the columns {', '.join(table.columns)}")
     paths = {name: columns.get(name, name) for name in names}
     rows = [(n, row if isinstance(row, Problem) else _mapped(row, paths)) for n, row in table.rows]
     return _with_scores(replace(table, rows=rows))
@@ -100,7 +101,9 @@ def _reach(row: Any, path: str) -> Any:
 def _known(source: str, columns: Mapping[str, str | None] | str | None) -> KnownDataset | None:
     if isinstance(columns, str):
         if columns not in KNOWN_DATASETS:
-            raise ValueError(f"columns={columns!r} is not a known data set; known: {', '.join(KNOWN_DATASETS)}")
+            raise ValueError(
+                f"--columns {columns}: neither a known data set ({', '.join(KNOWN_DATASETS)}) nor chosen=their_name"
+            )
         return KNOWN_DATASETS[columns]
     return KNOWN_DATASETS.get(source) if columns is None else None
 
@@ -129,7 +132,7 @@ def _read_file(path: Path, split: str | None) -> Table:
     if _suffix(path) not in READERS:
         raise ValueError(f"{path}: cannot read {_suffix(path) or 'a file without a suffix'}; use {', '.join(READERS)}")
     if split is not None:
-        raise ValueError(f"{path}: split={split!r} is for dataset directories and hub ids; a file has no splits")
+        raise ValueError(f"{path}: the split {split!r} is asked for, but a file has no splits")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     rows, columns = READERS[_suffix(path)](path)
@@ -250,7 +253,9 @@ def _open_directory(path: Path, split: str | None, usual: str) -> Any:
     if (path / "state.json").is_file():
         saved = datasets.load_from_disk(str(path))
         if split is not None and str(saved.split) != split:
-            raise ValueError(f"{path} holds one data set (split {str(saved.split)!r}), so split={split!r} is not there")
+            raise ValueError(
+                f"{path} holds one data set (split {str(saved.split)!r}), so the split {split!r} is not there"
+            )
         return saved
     split = split or usual
     if not (path / "dataset_dict.json").is_file():
@@ -269,9 +274,9 @@ def _open_hub(source: str, split: str | None) -> Any:
         return datasets.load_dataset(source, known.name, split=split or known.split, revision=known.revision)
     except Exception as error:  # the hub's client raises a dozen types; the remedy is the same for all
         kind = ConnectionError if isinstance(error, OSError) else ValueError
-        layout = f", columns={source!r}" if source in KNOWN_DATASETS else ""
+        layout = f", with --columns {source}" if source in KNOWN_DATASETS else ""
         raise kind(
             f"cannot load {source!r} as a local path or from the Hugging Face hub: {error}\n"
             "Without a network, download it on another machine, save it there with dataset.to_json('pairs.jsonl') or "
-            f"dataset.to_parquet('pairs.parquet'), and pass that file: load_preferences('pairs.parquet'{layout})"
+            f"dataset.to_parquet('pairs.parquet'), and give that file instead{layout}"
         ) from error

@@ -19,9 +19,11 @@ import torch
 
 from rlhf_lab.common.assets import small_model_path
 from rlhf_lab.common.files import Clock, check_writable, key_of, write_atomically
+from rlhf_lab.common.plots import save_figure
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.records import load_preferences
 from rlhf_lab.data.tokens import tokenize_preferences
+from rlhf_lab.data.truncation import LongPrompts
 from rlhf_lab.engine.limits import choose_max_length
 from rlhf_lab.engine.loading import load_model, load_tokenizer
 from rlhf_lab.engine.precision import bf16_speed, pick_device
@@ -45,6 +47,8 @@ class JudgeSettings:
     seeds: of the folds, the new head and the order of training; every seed repeats the whole cross-validation.
     max_length: tokens of prompt plus one response (pairwise: both); default: the model's context, at most 1024.
     max_prompt_length, max_response_length: a prompt keeps its end, a response its beginning.
+    long_prompts: refuse the file, truncate or drop prompts that are longer, or that fill max_length alone; default:
+    truncate if max_prompt_length is given, else refuse (as in `rlhf-lab train reward`).
     learning_rate, epochs, batch_size (comparisons per step): of each fold's training.
     Raises ValueError that names the setting.
     """
@@ -61,6 +65,7 @@ class JudgeSettings:
     max_length: int | None = None
     max_prompt_length: int | None = None
     max_response_length: int | None = None
+    long_prompts: LongPrompts | None = None
     learning_rate: float = 1e-4
     epochs: float = 1.0
     batch_size: int = 16
@@ -80,7 +85,7 @@ class Comparisons(NamedTuple):
     examples: list[Example]
     prompts: list[str]
     lengths: np.ndarray
-    cuts: dict[str, int]
+    cuts: dict[str, int | dict[str, int]]
 
 
 def judge(settings: JudgeSettings) -> dict:
@@ -107,8 +112,7 @@ def judge(settings: JudgeSettings) -> dict:
         "seconds": sum(clock.seconds.values()),
     }
     write_atomically(out / "report.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    figure = draw_report({settings.kind: result["report"]})
-    figure.savefig(out / "report.png", dpi=130, metadata={"Software": None})
+    save_figure(draw_report({settings.kind: result["report"]}), out / "report.png")
     return result
 
 
@@ -142,14 +146,14 @@ def read_comparisons(settings: JudgeSettings, tokenizer, max_length: int) -> Com
         max_length=max_length,
         max_prompt_length=settings.max_prompt_length,
         max_response_length=settings.max_response_length,
+        long_prompts=settings.long_prompts,
         drop_invalid=settings.drop_invalid,
     )
     print(f"{found}\n{counts}")
     of_row = {record.row: record for record in records}
     kept = [of_row[example.row] for example in examples]
     lengths = np.array([[len(_plain(r.chosen)), len(_plain(r.rejected))] for r in kept])
-    cuts = {name: value for name, value in vars(counts).items() if name != "dropped"}
-    return Comparisons(examples, [repr(record.prompt) for record in kept], lengths, cuts)
+    return Comparisons(examples, [repr(record.prompt) for record in kept], lengths, counts.facts)
 
 
 def split_by_group(groups: Sequence[str], folds: int, seed: int) -> list[tuple[list[int], list[int]]]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from rlhf_lab.data.encoding import Ids, add_bos_eos, bos_id, chat_response_ids, encode_prompt, encode_response
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.records import Content
-from rlhf_lab.data.tokens import Limits, truncate
+from rlhf_lab.data.truncation import Limits, truncate
 from rlhf_lab.engine.batches import Batch, collate, token_budget_batches
 from rlhf_lab.engine.limits import check_examples
 from rlhf_lab.engine.models import eval_mode
@@ -51,7 +51,7 @@ def _encoded(prompt: Content, text: str, tokenizer) -> Ids:
 
 
 def cut_row(row: Row, tokenizer, max_length: int) -> Row:
-    """The row within max_length by the rule of `data.tokens`: the prompt's start goes, down to half, then the end."""
+    """The row within max_length, by `data.truncation`: the prompt's start goes, down to half, then the end."""
     prompt, responses = truncate(row[0], [row[1]], Limits(max_length), bos_id(tokenizer))
     return prompt, responses[0]
 

@@ -126,7 +126,7 @@ def _top_logprobs(server: Server, choice: dict[str, Any], name: str) -> dict[str
     if not tokens:
         raise ServerError(
             f"{server.url}, {name}: the answer has no top_logprobs. Judge by a server that returns them (vLLM), or set "
-            "judge_answer='letter', which counts the letter that it writes as 0 or 1"
+            "--judge_answer letter, which counts the letter that it writes as 0 or 1"
         )
     first = tokens[0] if isinstance(tokens, list) else None
     numbers = list(first.values()) if isinstance(first, dict) else []

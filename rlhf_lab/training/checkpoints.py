@@ -91,7 +91,7 @@ def check_identity(path: Path, identity: dict[str, str]) -> None:
         raise ValueError(
             f"{path} belongs to another run and cannot be continued by this one. What differs:\n"
             + "\n".join(differences)
-            + "\nChoose another output_dir, or start over with resume=False (which deletes the checkpoints there)."
+            + "\nChoose another --output_dir, or start over with --resume false (which deletes the checkpoints there)."
         )
 
 
