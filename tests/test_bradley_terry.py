@@ -307,3 +307,12 @@ def test_refused_elsewhere():
         win_matrix(torch.tensor([], dtype=torch.int64), torch.tensor([], dtype=torch.int64), 2)
     with pytest.raises(ValueError, match="items=1"):
         win_matrix(torch.tensor([0]), torch.tensor([0]), 1)
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0, 2], [0, 0, 0], [2, -1, 0], [math.nan, 0, 1], [0.5, 0.5]])
+def test_weights_that_are_no_gauge_are_refused(weights):
+    """G = I - 1 pi_cal^T: G 1 = (1 - sum pi_cal) 1, so rewards and standard errors would depend on an old gauge."""
+    fitted = fit_rewards(tensor(CHAIN))
+    with pytest.raises(ValueError, match="pi_cal"):
+        fitted.calibrated(tensor(weights))
+    close(fitted.calibrated(tensor([0, 0, 1])).rewards, fitted.rewards - fitted.rewards[2])

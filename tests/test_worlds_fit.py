@@ -308,7 +308,7 @@ BALANCED = SEPARABLE + SEPARABLE.mT
         ({"calibration": "given"}, "calibration_logps"),
         ({"calibration_logps": UNIFORM}, "only there"),
         ({"calibration": "given", "calibration_logps": UNIFORM + 1}, "sum to 1"),
-        ({"rho": torch.tensor([0.5])}, "rho="),
+        ({"rho": torch.tensor([0.5])}, "rho: .* sums to 0.5"),
         ({"max_iterations": 1}, "after 1 Newton steps"),
         ({"calibration": "chosen", "alpha": 2.0}, "never plays"),
     ],

@@ -9,11 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rlhf_lab.bradley_terry.estimate import check_probabilities
 from rlhf_lab.objective import Objective, preference_loss
 
 
 def draw_arms(logps: Tensor, generator: torch.Generator, num: int | None = None) -> Tensor:
-    """`num` independent arms per context from pi [..., K], int64 [..., num]; without `num` one, [...]."""
+    """`num` independent arms per context from pi [..., K], int64 [..., num]; without `num` one, [...].
+
+    Raises ValueError if num < 1.
+    """
+    if num is not None and num < 1:
+        raise ValueError(f"num={num}: at least one arm is drawn")
     flat = logps.exp().reshape(-1, logps.shape[-1])
     arms = torch.multinomial(flat, num or 1, replacement=True, generator=generator)
     return arms.squeeze(-1).reshape(logps.shape[:-1]) if num is None else arms.reshape(*logps.shape[:-1], num)
@@ -51,13 +57,14 @@ def labelled_pairs(rewards: Tensor, first_logps: Tensor, second_logps: Tensor) -
 def draw_pairs(shares: Tensor, num: int, generator: torch.Generator) -> Tensor:
     """`num` comparisons per context drawn from the shares of (chosen, rejected) pairs, counted, [..., K, K].
 
-    shares: [..., K, K], not negative, as from `labelled_pairs`; they need not sum to 1. Raises ValueError if num < 1.
+    shares: [..., K, K], not negative, as from `labelled_pairs`; they need not sum to 1. The counts are float64 whatever
+    the shares are: float32 cannot count beyond 2^24. Raises ValueError if num < 1.
     """
     if num < 1:
         raise ValueError(f"num={num}: at least 1 comparison is needed")
     drawn = torch.multinomial(shares.flatten(0, -3).flatten(1), num, replacement=True, generator=generator)
-    counts = torch.zeros_like(shares).flatten(0, -3).flatten(1)
-    return counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=shares.dtype)).view(shares.shape)
+    counts = torch.zeros_like(shares, dtype=torch.float64).flatten(0, -3).flatten(1)
+    return counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=counts.dtype)).view(shares.shape)
 
 
 def nll(rewards: Tensor, wins: Tensor) -> Tensor:
@@ -98,6 +105,7 @@ def counted_loss(
     if objective.needs_calibration:
         if calibration_logps is None:
             raise ValueError(f"calibration={objective.calibration!r} needs `calibration_logps`, pi_cal over the arms")
+        check_probabilities("calibration_logps", calibration_logps.exp())
         for name, values in {"calibration_logps": logps, "ref_calibration_logps": ref_logps}.items():
             mean = (calibration_logps.exp() * values).sum(-1)[..., None, None]
             calibration[name] = mean.expand(wins.shape).reshape(-1)

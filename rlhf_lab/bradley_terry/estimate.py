@@ -61,7 +61,11 @@ class Estimate:
         return self.differences - margin, self.differences + margin
 
     def calibrated(self, pi_cal: Tensor) -> "Estimate":
-        """The same fit in the gauge of another pi_cal [K]."""
+        """The same fit in the gauge of another pi_cal [K], a distribution; zeros are fine.
+
+        G = I - 1 pi_cal^T forgets the shift (G 1 = 0) only if pi_cal sums to 1. Raises ValueError otherwise.
+        """
+        pi_cal = checked_pi_cal(pi_cal, self.rewards.shape[-1])
         rewards, covariance = in_gauge(self.rewards, self.covariance, pi_cal)
         return replace(self, rewards=rewards, covariance=covariance, pi_cal=pi_cal)
 
@@ -78,6 +82,17 @@ def check_distribution(name: str, probabilities: Tensor, size: int) -> None:
         raise ValueError(f"{name} of shape {tuple(probabilities.shape)}: ({size},) is needed")
     if not (bool((probabilities >= 0).all()) and abs(float(probabilities.sum()) - 1) <= 1e-8):  # also refuses nan
         raise ValueError(f"{name}={probabilities.tolist()}: must not be negative and must sum to 1")
+
+
+def check_probabilities(name: str, probabilities: Tensor) -> None:
+    """Raises ValueError unless each row of `probabilities` [..., K] is not negative and sums to 1."""
+    total = probabilities.sum(-1)
+    bad = ~((total - 1).abs() <= 1e-5) | ~(probabilities >= 0).all(-1)  # written so that nan is bad
+    if bool(bad.any()):
+        raise ValueError(
+            f"{name}: {int(bad.sum())} of {bad.numel()} rows are no distribution (the first sums to "
+            f"{float(total[bad][0]):.6g}); every row must sum to 1: normalise it, or apply log_softmax to log-probs"
+        )
 
 
 def checked_pi_cal(pi_cal: Tensor | None, items: int) -> Tensor:

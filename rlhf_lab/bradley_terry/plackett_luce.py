@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlhf_lab.bradley_terry.connectivity import check_connected
 from rlhf_lab.bradley_terry.estimate import Estimate, checked_pi_cal, checked_ridge, in_gauge, pinned
+from rlhf_lab.bradley_terry.model import checked_rewards
 from rlhf_lab.bradley_terry.newton import minimise
 
 
@@ -20,8 +21,9 @@ def sample_rankings(
 ) -> Tensor:
     """`num` rankings, best first, int64 [..., num, L]: sort r + Gumbel noise; L < K keeps the top L.
 
-    rewards: [..., K]. Raises ValueError unless num >= 1 and 1 <= L <= K.
+    rewards: [..., K], finite. Raises ValueError unless num >= 1 and 1 <= L <= K.
     """
+    rewards = checked_rewards(rewards)
     items = rewards.shape[-1]
     length = items if length is None else length
     if num < 1 or not 1 <= length <= items:

@@ -7,6 +7,7 @@ is Bradley-Terry with the same rewards, so that "ignore the ties" and "model the
 is an exponential family, concave in (r, log nu) together, whose statistics are a win = 1, a tie = 1/2 to each.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from rlhf_lab.bradley_terry.connectivity import check_connected
 from rlhf_lab.bradley_terry.estimate import Estimate, checked_pi_cal, in_gauge, pinned
-from rlhf_lab.bradley_terry.model import checked_wins
+from rlhf_lab.bradley_terry.model import checked_meetings, checked_rewards, checked_wins, preference_probability
 from rlhf_lab.bradley_terry.newton import minimise
 
 
@@ -38,11 +39,20 @@ def tie_probabilities(reward_a: Tensor, reward_b: Tensor, log_nu: Tensor | float
 def sample_ties(
     rewards: Tensor, log_nu: float, comparisons: Tensor, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(wins, ties), [..., K, K] each, of `comparisons` [..., K, K] (symmetric) meetings; ties is symmetric."""
-    p = tie_probabilities(rewards.unsqueeze(-1), rewards.unsqueeze(-2), log_nu)
-    comparisons = comparisons.to(p.dtype).expand(p.shape[:-1]).triu(1).contiguous()
-    tied = torch.binomial(comparisons, p[..., 1].contiguous(), generator=generator)
-    first = torch.binomial(comparisons - tied, (p[..., 0] / (1 - p[..., 1])).contiguous(), generator=generator)
+    """(wins, ties), float64 [..., K, K] each, of so many meetings; ties is symmetric.
+
+    rewards: [..., K], finite. log_nu: a number; -inf is no ties at all. comparisons: as for `sample_wins`.
+    """
+    comparisons, rewards = checked_meetings(comparisons), checked_rewards(rewards)
+    if not log_nu < math.inf:  # nan, too
+        raise ValueError(f"log_nu={log_nu}: must be a number below infinity, at which every comparison is a tie")
+    a, b = rewards.unsqueeze(-1), rewards.unsqueeze(-2)
+    tie = tie_probabilities(a, b, log_nu)[..., 1]
+    comparisons, tie = torch.broadcast_tensors(comparisons.triu(1), tie)
+    tied = torch.binomial(comparisons.contiguous(), tie.contiguous(), generator=generator)
+    # Given that somebody won, Davidson is Bradley-Terry; the ratio P(a > b) / (1 - P(tie)) would be 0/0 at large nu.
+    win = preference_probability(a, b).expand(tied.shape).contiguous()
+    first = torch.binomial(comparisons - tied, win, generator=generator)
     return first + (comparisons - tied - first).mT, tied + tied.mT
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.bradley_terry.comparisons import nll, nll_gradient, nll_hessian
+from rlhf_lab.bradley_terry.estimate import check_probabilities
 from rlhf_lab.objective import Calibration
 from rlhf_lab.worlds.bandit import check_logps
 from rlhf_lab.worlds.exact import checked_beta, optimal_logps
@@ -141,10 +142,8 @@ def calibration_policy(
     if calibration == "reference":
         return ref_logps.exp()
     if calibration == "given":
-        probabilities = calibration_logps.exp()
-        if not bool(torch.isclose(probabilities.sum(-1), probabilities.new_ones(()), atol=1e-8).all()):
-            raise ValueError("calibration_logps: the probabilities do not sum to 1; apply log_softmax")
-        return probabilities
+        check_probabilities("calibration_logps", calibration_logps.exp())
+        return calibration_logps.exp()
     counts = wins.sum(-1 if calibration == "chosen" else -2)
     total = counts.sum(-1, keepdim=True)
     if rho is not None and bool(((total[..., 0] == 0) & (rho > 0)).any()):
@@ -155,8 +154,7 @@ def calibration_policy(
 def context_weights(wins: Tensor, rho: Tensor | None = None) -> Tensor:
     """rho, or each context's share of the comparisons, [..., X]. Raises ValueError if a world has no comparison."""
     if rho is not None:
-        if bool((rho < 0).any()) or not bool(torch.isclose(rho.sum(-1), rho.new_ones(()), atol=1e-8).all()):
-            raise ValueError(f"rho={rho.tolist()}: must not be negative and must sum to 1")
+        check_probabilities("rho", rho)
         return rho
     counts = wins.sum((-2, -1))
     total = counts.sum(-1, keepdim=True)

@@ -67,8 +67,13 @@ def sampled_wins(pairs: Pairs, arms: int) -> Tensor:
 
 
 def chosen_logps(wins: Tensor) -> Tensor:
-    """log c(y), the distribution of the chosen response under wins [S, 1, L, L], [S, L]; -inf if y never wins."""
+    """log c(y), the distribution of the chosen response under wins [S, 1, L, L], [S, L]; -inf if y never wins.
+
+    Raises ValueError for a world without comparisons.
+    """
     won = wins.sum((-3, -1))
+    if not bool((won.sum(-1) > 0).all()):
+        raise ValueError("wins: some world has no comparison (N = 0), so nothing was chosen in it")
     return won.log() - won.sum(-1, keepdim=True).log()
 
 
