@@ -316,3 +316,41 @@ def test_weights_that_are_no_gauge_are_refused(weights):
     with pytest.raises(ValueError, match="pi_cal"):
         fitted.calibrated(tensor(weights))
     close(fitted.calibrated(tensor([0, 0, 1])).rewards, fitted.rewards - fitted.rewards[2])
+
+
+# The first is 1e12 comparisons beside 3:1; in the second both items of the 3:1 pair have 1e12 others, so that no
+# coordinate's gradient tells what the four comparisons say.
+UNEQUAL = {
+    "beside": [[0, 1e12, 0], [1e12, 0, 3], [0, 1, 0]],
+    "between": [[0, 1e12, 0, 0], [3e12, 0, 3, 0], [0, 1, 0, 1e12], [0, 0, 1e12, 0]],
+}
+
+
+@pytest.mark.parametrize("layout", UNEQUAL)
+def test_weights_of_very_different_size(layout):
+    """The pair that met four times is a bridge: r_1 - r_2 = log 3 exactly, var = 1/3 + 1/1, whatever the others did."""
+    fitted = fit_rewards(tensor(UNEQUAL[layout]))
+    close(fitted.differences[1, 2], tensor(math.log(3)), rtol=0, atol=1e-9)
+    close(fitted.difference_standard_errors[1, 2].square(), tensor(4 / 3), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-20, 1.0, 1e20])
+def test_the_unit_of_the_weights_does_not_move_the_rewards(unit):
+    close(fit_rewards(unit * tensor([[0, 3], [1, 0]])).differences[0, 1], tensor(math.log(3)))
+
+
+def test_counts_that_rounding_hides_are_refused():
+    """1e17 + 3 is 1e17 in float64: what the small counts say is gone, and a number for it would be invented."""
+    with pytest.raises(ValueError, match="the counts differ"):
+        fit_rewards(tensor([[0, 1e17, 0, 0], [1e17, 0, 3, 0], [0, 1, 0, 1e17], [0, 0, 1e17, 0]]))
+
+
+def test_one_small_count_among_large_ones_is_noticed():
+    """The log-likelihood moves by 1e-12 of itself if one of 3:1 becomes 4:1: these are other comparisons."""
+    wins = tensor([[0, 1e10, 1], [1e10, 0, 3], [1, 1, 0]])
+    other = wins.clone()
+    other[1, 2] = 4
+    fitted = fit_rewards(wins)
+    assert goodness_of_fit(fitted, wins).degrees_of_freedom == 1
+    with pytest.raises(ValueError, match="not the comparisons"):
+        goodness_of_fit(fitted, other)

@@ -384,3 +384,27 @@ def test_features_in_small_units_are_identified():
     features, wins = tensor([[1, 3e-9], [2, 1e-9], [4, 2e-9]]), tensor(BOTH_WAYS)
     fine = fit_linear(features, wins)
     close(fine.estimate.rewards, fit_linear(features * tensor([1, 1e9]), wins).estimate.rewards, rtol=0, atol=1e-6)
+
+
+def test_weights_of_very_different_size_in_the_other_models():
+    """A pair that met 3:1 (and tied twice) is a bridge between pairs that met 1e12 times: log 3 in every model.
+
+    With ties the bridge is not free of the rest: nu is told by the 1e12. Its score equation, with x = e^{d/2}, is
+    6 (x - 1/x) / (x + nu + 1/x) = 3 - 1, and nu = 2 where 1e12 : 1e12 : 2e12 win, lose and tie among equals.
+    """
+    wins = tensor([[0, 1e12, 0, 0], [1e12, 0, 3, 0], [0, 1, 0, 1e12], [0, 0, 1e12, 0]])
+    linear = fit_linear(draw(0, 4, 3), wins)
+    close(linear.estimate.differences[1, 2], tensor(math.log(3)), rtol=0, atol=1e-9)
+    close(linear.estimate.difference_standard_errors[1, 2].square(), tensor(4 / 3), rtol=1e-3, atol=0)
+    bridge = tensor([[0, 2e12, 0, 0], [2e12, 0, 2, 0], [0, 2, 0, 2e12], [0, 0, 2e12, 0]])
+    tied = fit_ties(wins, bridge)
+    x = (tied.estimate.differences[1, 2] / 2).exp()
+    close(6 * (x - 1 / x) / (x + 2 + 1 / x), tensor(2.0), rtol=0, atol=1e-9)
+    close(tied.log_nu, tensor(math.log(2)), rtol=0, atol=1e-9)
+
+
+def test_identification_does_not_depend_on_how_often_a_pair_met():
+    """Three comparisons of 2 and 0 identify phi[1], beside 2e12 others that say nothing of it."""
+    features = tensor([[0, 0], [1, 0], [0, 1]])
+    wins = tensor([[0, 1e12, 2], [1e12, 0, 0], [1, 0, 0]])
+    close(fit_linear(features, wins).theta, tensor([0.0, -math.log(2)]), rtol=0, atol=1e-9)

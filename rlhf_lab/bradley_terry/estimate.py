@@ -124,5 +124,26 @@ def pinned(information: Tensor) -> Tensor:
     return information + size / information.shape[-1]
 
 
+def inverse_information(information: Tensor) -> Tensor:
+    """F^-1, [..., P, P], of a positive definite (pinned) F. Raises ValueError where rounding would decide."""
+    check_conditioned(information)
+    return torch.linalg.inv(information)
+
+
+def check_conditioned(information: Tensor) -> None:
+    """Raises ValueError if float64 cannot tell F [..., P, P] from a singular one.
+
+    The smallest eigenvalue of F scaled to a diagonal of ones is what an error of 1e-16 is compared with: the units of
+    the parameters do not matter, but 1e15 comparisons on both sides of a pair that met four times do.
+    """
+    scale = information.diagonal(dim1=-2, dim2=-1).sqrt()
+    least = torch.linalg.eigvalsh(information / (scale.unsqueeze(-1) * scale.unsqueeze(-2)))[..., 0]
+    if not bool((least > 1e-13).all()):  # nan, too
+        raise ValueError(
+            "wins: the counts differ by more than 13 orders of magnitude, so that rounding of the large ones hides "
+            "what the small ones tell; fit them apart, divide the large ones, or set ridge"
+        )
+
+
 def _variances(covariance: Tensor) -> Tensor:
     return covariance.diagonal(dim1=-2, dim2=-1).clamp_min(0)  # an anchored item's is 0 up to rounding

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.bradley_terry.connectivity import check_connected
-from rlhf_lab.bradley_terry.estimate import Estimate, checked_pi_cal, in_gauge, pinned
+from rlhf_lab.bradley_terry.estimate import Estimate, checked_pi_cal, in_gauge, inverse_information, pinned
 from rlhf_lab.bradley_terry.model import checked_meetings, checked_rewards, checked_wins, preference_probability
-from rlhf_lab.bradley_terry.newton import minimise
+from rlhf_lab.bradley_terry.newton import check_converged, minimise
 
 
 @dataclass(frozen=True)
@@ -78,26 +78,32 @@ def fit_ties(wins: Tensor, ties: Tensor, *, pi_cal: Tensor | None = None, names:
     _check_bounded(wins, ties)
     pi_cal = checked_pi_cal(pi_cal, wins.shape[-1])
 
-    def loss(x: Tensor) -> Tensor:
-        return -tie_log_likelihood(x[..., :-1], x[..., -1], wins, ties)
+    size = wins.shape[-1] + 1
+    batch = [counts.reshape(-1, *counts.shape[-2:]) for counts in (wins, ties)]  # [B, K, K] each
 
-    def derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
-        return _derivatives(x[..., :-1], x[..., -1], wins, ties)
+    def problem(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        here = (x[:, :-1], x[:, -1], *(counts[rows] for counts in batch))
+        return -tie_log_likelihood(*here), *_derivatives(*here)
 
-    start = torch.zeros(*wins.shape[:-2], wins.shape[-1] + 1, dtype=wins.dtype)
-    found = minimise(loss, derivatives, start, (wins + ties / 2).sum((-2, -1)))
-    covariance = torch.linalg.inv(found.hessian)
-    rewards, reward_covariance = in_gauge(found.parameters[..., :-1], covariance[..., :-1, :-1], pi_cal)
-    estimate = Estimate(rewards, reward_covariance, pi_cal, -found.loss, 0.0, wins.shape[-1])
-    return TieFit(estimate, found.parameters[..., -1], covariance[..., -1, -1].sqrt())
+    found = minimise(problem, torch.zeros(len(batch[0]), size, dtype=wins.dtype))
+    check_converged(found, "wins, ties")
+    hessian = problem(found.x, torch.arange(len(found.x)))[2]
+    covariance = inverse_information(hessian).view(*wins.shape[:-2], size, size)
+    x = found.x.view(*wins.shape[:-2], size)
+    rewards, reward_covariance = in_gauge(x[..., :-1], covariance[..., :-1, :-1], pi_cal)
+    estimate = Estimate(rewards, reward_covariance, pi_cal, -found.value.view(wins.shape[:-2]), 0.0, wins.shape[-1])
+    return TieFit(estimate, x[..., -1], covariance[..., -1, -1].sqrt())
 
 
 def _derivatives(rewards: Tensor, log_nu: Tensor, wins: Tensor, ties: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient and Hessian of the negative log-likelihood: expected minus observed statistics, and their covariance."""
     win, tie, loss = tie_probabilities(rewards.unsqueeze(-1), rewards.unsqueeze(-2), log_nu[..., None, None]).unbind(-1)
     met = wins + wins.mT + ties
-    by_reward = 0.5 * (met * (win - loss) - (wins - wins.mT)).sum(-1)
-    by_tie = 0.5 * (met * tie - ties).sum((-2, -1))
+    # met P(win) - wins and met P(tie) - ties, without the difference of two large numbers; and exactly antisymmetric,
+    # so that the rounding of a pair that met 1e12 times stays between its two items.
+    too_many = (wins.mT + ties) * win - wins * (tie + loss)
+    by_reward = 0.5 * (too_many - too_many.mT).sum(-1)
+    by_tie = 0.5 * ((wins + wins.mT) * tie - ties * (win + loss)).sum((-2, -1))
     spread = 0.25 * met * (win + loss - (win - loss).square())  # variance of (win - loss)/2
     laplacian = pinned(torch.diag_embed(spread.sum(-1)) - spread)
     across = -0.5 * (met * (win - loss) * tie).sum(-1, keepdim=True)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from rlhf_lab.bradley_terry.comparisons import nll, nll_gradient, nll_hessian
 from rlhf_lab.bradley_terry.estimate import check_probabilities
+from rlhf_lab.bradley_terry.newton import Minimum, minimise_in_ball, minimise_in_box
 from rlhf_lab.objective import Calibration
 from rlhf_lab.worlds.bandit import check_logps
 from rlhf_lab.worlds.exact import checked_beta, optimal_logps
-from rlhf_lab.worlds.newton import Minimum, minimise_in_ball, minimise_in_box
 
 OFFLINE_CALIBRATIONS = ("reference", "chosen", "rejected", "given")
 
@@ -56,6 +56,8 @@ def fit_offline(
     max_iterations: int = 200,
 ) -> OfflineFit:
     """argmin_r l(r, D) + alpha (J*(r) - E_{x, y~pi_cal} r), each world to a gradient norm of `tolerance`.
+
+    With counts so large that rounding alone exceeds `tolerance`, until Newton moves no reward by more than 1e-9.
 
     wins: [..., X, K, K], counts, may be weighted. ref_logps: [..., X, K]. beta: a number > 0 or a tensor that
     broadcasts against [..., X, K]. alpha: >= 0, a number or [...], theory's coefficient of a SUM. Batch dimensions
@@ -95,9 +97,10 @@ def fit_offline(
         found, rewards, theta = _fit_linear(parts, features.expand(*shape, features.shape[-1]), start, *options)
         at_bound = theta.norm(dim=-1) >= options[0] * (1 - 1e-9)
     norm, value = found.gradient_norm.view(shape[:-2]), found.value.view(shape[:-2])
-    if bool((norm > tolerance).any()):
+    lost = ~found.converged.view(shape[:-2])
+    if bool(lost.any()):
         raise ValueError(
-            f"{_named(norm > tolerance)}: gradient norm {float(norm.max()):.2g} after {found.iterations} Newton steps, "
+            f"{_named(lost)}: gradient norm {float(norm.max()):.2g} after {found.iterations} Newton steps, "
             f"above tolerance={tolerance:g}; allow more max_iterations, a larger tolerance or a smaller bound"
         )
     return OfflineFit(rewards, optimal_logps(rewards, ref_logps, beta), theta, value, norm, at_bound, found.iterations)
@@ -201,8 +204,9 @@ def _fit_free(
         return value, gradient.squeeze(1), hessian.squeeze(1)
 
     found = minimise_in_box(evaluate, x, coupled, bound, tol / math.sqrt(shape[-2]), most)
-    value, norm = (part.view(-1, shape[-2]) for part in (found.value, found.gradient_norm))
-    return found._replace(value=value.sum(-1), gradient_norm=norm.norm(dim=-1)), found.x.view(shape)
+    value, norm, done = (part.view(-1, shape[-2]) for part in (found.value, found.gradient_norm, found.converged))
+    together = {"value": value.sum(-1), "gradient_norm": norm.norm(dim=-1), "converged": done.all(-1)}
+    return found._replace(**together), found.x.view(shape)
 
 
 def _fit_linear(
@@ -219,7 +223,10 @@ def _fit_linear(
         hessian = torch.einsum("bxkd,bxkl,bxle->bde", phi_here, hessian, phi_here)
         return value, torch.einsum("bxkd,bxk->bd", phi_here, gradient), hessian
 
-    found = minimise_in_ball(evaluate, theta, bound, tol, most)
+    def largest(step: Tensor, rows: Tensor) -> Tensor:
+        return torch.einsum("bxkd,bd->bxk", phi[rows], step).abs().amax((1, 2))
+
+    found = minimise_in_ball(evaluate, theta, bound, tol, most, size=largest)
     rewards = torch.einsum("bxkd,bd->bxk", phi, found.x).view(features.shape[:-1])
     return found, rewards, found.x.view(*batch, size)
 
