@@ -1,6 +1,7 @@
 """Bradley-Terry from win matrices: choix as the oracle, hand calculations, coverage of intervals, refusals."""
 
 import math
+from pathlib import Path
 
 import choix
 import pytest
@@ -8,16 +9,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import rlhf_lab.bradley_terry
 from rlhf_lab.bradley_terry import (
     check_connected,
     fit_comparisons,
     fit_rewards,
     goodness_of_fit,
     log_likelihood,
+    sample_preferences,
     sample_wins,
     strong_components,
     win_matrix,
 )
+from rlhf_lab.bradley_terry.comparisons import draw_wins, preference_matrix
 from tests.bradley_terry_helpers import F64, close, round_robin, tensor
 
 
@@ -354,3 +358,16 @@ def test_one_small_count_among_large_ones_is_noticed():
     assert goodness_of_fit(fitted, wins).degrees_of_freedom == 1
     with pytest.raises(ValueError, match="not the comparisons"):
         goodness_of_fit(fitted, other)
+
+
+def test_one_draw_and_one_probability():
+    """Arms of a world are drawn as rewards are, from the same numbers; P(a > b) is written down in one file only."""
+    rewards = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=F64)
+    first, second = torch.tensor([[0, 1, 2]] * 3), torch.tensor([[3, 3, 0]] * 3)
+    by_arm = draw_wins(rewards, first, second, torch.Generator().manual_seed(1))
+    chosen, other = rewards.gather(-1, first), rewards.gather(-1, second)
+    assert torch.equal(by_arm, sample_preferences(chosen, other, generator=torch.Generator().manual_seed(1)))
+    close(preference_matrix(rewards)[1, 2, 0], torch.sigmoid(rewards[1, 2] - rewards[1, 0]))
+    package = Path(rlhf_lab.bradley_terry.__file__).parents[1]
+    rooms = [path for room in ("bradley_terry", "worlds", "studies/exact") for path in (package / room).rglob("*.py")]
+    assert [path.name for path in rooms if "torch.sigmoid(" in path.read_text(encoding="utf-8")] == ["comparisons.py"]

@@ -1,38 +1,11 @@
-"""Bradley-Terry: a comparison is won with a probability that depends on the difference of two rewards only.
-
-P(a > b) = sigma((r_a - r_b) / temperature)
-"""
+"""Win matrices of items: drawn, counted from lists, checked, and their likelihood."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from rlhf_lab.bradley_terry.comparisons import count_wins, nll
-
-
-def preference_probability(reward_a: Tensor, reward_b: Tensor, temperature: float = 1.0) -> Tensor:
-    """P(a > b) = sigma((r_a - r_b) / temperature), elementwise in [0, 1].
-
-    temperature: > 0, in units of the reward: at a difference of one temperature, a wins 73% of the time.
-    Raises ValueError if temperature is not a finite number above 0. Source: Bradley and Terry (1952).
-    """
-    if not 0.0 < temperature < math.inf:
-        raise ValueError(f"temperature={temperature}: must be finite and above 0; for noiseless labels take the larger")
-    return torch.sigmoid((torch.as_tensor(reward_a) - torch.as_tensor(reward_b)) / temperature)
-
-
-def sample_preferences(
-    reward_a: Tensor, reward_b: Tensor, temperature: float = 1.0, *, generator: torch.Generator | None = None
-) -> Tensor:
-    """True where a is preferred: one Bernoulli draw of P(a > b) per element, bool, from `generator`.
-
-    Raises ValueError where P(a > b) is not a number, since any draw would then count as a loss of a.
-    """
-    probability = preference_probability(reward_a, reward_b, temperature)
-    if bool(probability.isnan().any()):
-        raise ValueError("rewards: a difference is not a number (nan, or two equal infinities); nobody wins there")
-    return torch.rand(probability.shape, generator=generator, dtype=probability.dtype) < probability
+from rlhf_lab.bradley_terry.comparisons import count_wins, nll, preference_matrix
 
 
 def sample_wins(rewards: Tensor, comparisons: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -42,8 +15,7 @@ def sample_wins(rewards: Tensor, comparisons: Tensor, generator: torch.Generator
     zero diagonal. The wins are float64 whatever the rewards are: float32 cannot count beyond 2^24.
     """
     comparisons, rewards = checked_meetings(comparisons), checked_rewards(rewards)
-    probability = preference_probability(rewards.unsqueeze(-1), rewards.unsqueeze(-2))
-    comparisons, probability = torch.broadcast_tensors(comparisons, probability)
+    comparisons, probability = torch.broadcast_tensors(comparisons, preference_matrix(rewards))
     upper = torch.binomial(comparisons.contiguous(), probability.contiguous(), generator=generator).triu(1)
     return upper + (comparisons.triu(1) - upper).mT
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlhf_lab.bradley_terry.comparisons import preference_matrix
 from rlhf_lab.bradley_terry.connectivity import check_connected
 from rlhf_lab.bradley_terry.estimate import Estimate, checked_pi_cal, in_gauge, inverse_information, pinned
-from rlhf_lab.bradley_terry.model import checked_meetings, checked_rewards, checked_wins, preference_probability
+from rlhf_lab.bradley_terry.model import checked_meetings, checked_rewards, checked_wins
 from rlhf_lab.bradley_terry.newton import check_converged, minimise
 
 
@@ -46,12 +47,11 @@ def sample_ties(
     comparisons, rewards = checked_meetings(comparisons), checked_rewards(rewards)
     if not log_nu < math.inf:  # nan, too
         raise ValueError(f"log_nu={log_nu}: must be a number below infinity, at which every comparison is a tie")
-    a, b = rewards.unsqueeze(-1), rewards.unsqueeze(-2)
-    tie = tie_probabilities(a, b, log_nu)[..., 1]
+    tie = tie_probabilities(rewards.unsqueeze(-1), rewards.unsqueeze(-2), log_nu)[..., 1]
     comparisons, tie = torch.broadcast_tensors(comparisons.triu(1), tie)
     tied = torch.binomial(comparisons.contiguous(), tie.contiguous(), generator=generator)
     # Given that somebody won, Davidson is Bradley-Terry; the ratio P(a > b) / (1 - P(tie)) would be 0/0 at large nu.
-    win = preference_probability(a, b).expand(tied.shape).contiguous()
+    win = preference_matrix(rewards).expand(tied.shape).contiguous()
     first = torch.binomial(comparisons - tied, win, generator=generator)
     return first + (comparisons - tied - first).mT, tied + tied.mT
 

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from rlhf_lab.bradley_terry.comparisons import preference_matrix
 from rlhf_lab.bradley_terry.estimate import check_probabilities
 
 
@@ -58,8 +59,8 @@ def kl(logps: Tensor, other_logps: Tensor, rho: Tensor | None = None) -> Tensor:
 
 def win_rate(rewards: Tensor, logps: Tensor, other_logps: Tensor, rho: Tensor | None = None) -> Tensor:
     """P(y > y') = E_x E_{y~pi, y'~other} sigma(r(x,y) - r(x,y')), Bradley-Terry, [...] in [0, 1]."""
-    wins = torch.sigmoid(rewards.unsqueeze(-1) - rewards.unsqueeze(-2))
-    return over_contexts(torch.einsum("...i,...ij,...j->...", logps.exp(), wins, other_logps.exp()), rho)
+    wins = torch.einsum("...i,...ij,...j->...", logps.exp(), preference_matrix(rewards), other_logps.exp())
+    return over_contexts(wins, rho)
 
 
 def calibrated(rewards: Tensor, calibration_logps: Tensor, rho: Tensor | None = None) -> Tensor:
