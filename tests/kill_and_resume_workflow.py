@@ -37,7 +37,7 @@ MOMENTS = {
     "after moving the final model": (artefacts, "_write_manifest", 8),
     "before clearing up after training": (policy, "_work", 2),
     "in the evaluation": (evaluation, "add_logps", 2),
-    "before the figure": (results, "save_figure", 1),
+    "before the figure": (results, "write_figure", 1),
     "in the second training": (loop, "scale_and_clip", 7),
 }
 
@@ -65,7 +65,7 @@ def main(directory: str) -> None:
     torch.set_num_threads(1)
     whole = generate.prompt_batches
     generate.prompt_batches = lambda prompts, size, **options: whole(prompts, min(size, 2), **options)
-    results.save_figure = lambda numbers, path: "a figure that is not drawn"
+    results.write_figure = lambda numbers, path: "a figure that is not drawn"
     base = Path(directory)
     save_toy(base / "sft")
     begin = time.perf_counter()

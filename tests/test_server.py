@@ -359,7 +359,7 @@ def test_transformers_serve(served):
 
 def test_transformers_serve_draws_for_the_online_loop(served, tmp_path, monkeypatch):
     """Without a model of its own it loads the iterate that each request names; it gives no log-probs to judge by."""
-    monkeypatch.setattr(results, "save_figure", lambda numbers, path: "a figure that is not drawn")
+    monkeypatch.setattr(results, "write_figure", lambda numbers, path: "a figure that is not drawn")
     tiny = {"prompts": 2, "eval_prompts": 2, "eval_samples": 1, "max_steps": 1, "max_new_tokens": 5}
     corpus = [
         DocstringPair(f"Returns {i} rows of the table.", "Rows.", ("validation", "test")[i % 2], "toy", str(i))

@@ -93,15 +93,16 @@ def test_the_methods_share_everything_up_to_the_pairs(job):
     assert len(names) == 1
 
 
-def test_the_pairs_are_written_as_records_that_training_reads(job):
+def test_the_pairs_are_written_as_records_that_training_reads(sft_folder, tmp_path):
     """All kept pairs but those with an empty response; a label against the score is a record like any other."""
-    out, results = job
-    pairs = [row for row in table(out, 1, "pairs") if row["status"] == "pair"]
+    noisy = {"objective": "dpo", "label_temperature": 0.5, "max_steps": 1}
+    results = run_workflow(*toy_plan(tmp_path, sft_folder, **noisy), corpus=toy_corpus(120))
+    pairs = [row for row in table(tmp_path, 1, "pairs") if row["status"] == "pair"]
     assert len(pairs) == results["policies"][1]["pairs"]["pairs"]
     expected = [row for row in pairs if row["chosen_text"] and row["rejected_text"]]
-    records, _ = load_preferences(out / "pairs.jsonl")
+    records, _ = load_preferences(tmp_path / "pairs.jsonl")
     assert [(r.chosen, r.rejected) for r in records] == [(row["chosen_text"], row["rejected_text"]) for row in expected]
-    rows = [json.loads(line) for line in (out / "pairs.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     flipped = sum(row["flipped"] for row in expected)
     assert sum(row["judge_chosen"] < row["judge_rejected"] for row in rows) == flipped > 0
 

@@ -38,7 +38,7 @@ NAMES = ("prompts", "candidates", "scores", "pairs", "policy", "evaluation")
 @pytest.fixture(autouse=True)
 def no_figure(monkeypatch):
     """Drawing takes longer than all the rest; the test of the figure draws it."""
-    monkeypatch.setattr(results, "save_figure", lambda numbers, path: "a figure that is not drawn")
+    monkeypatch.setattr(results, "write_figure", lambda numbers, path: "a figure that is not drawn")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def base(sft, tmp_path_factory):
     """One run of two iterations, and what it left behind."""
     out = tmp_path_factory.mktemp("base")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "save_figure", lambda numbers, path: "a figure that is not drawn")
+        patch.setattr(results, "write_figure", lambda numbers, path: "a figure that is not drawn")
         return out, run(out, sft)
 
 

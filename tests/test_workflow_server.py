@@ -30,7 +30,7 @@ RESPONSES = [["open file", "close key row", "open file"], ["", "table", "write s
 
 @pytest.fixture(autouse=True)
 def no_figure(monkeypatch):
-    monkeypatch.setattr(results, "save_figure", lambda numbers, path: "a figure that is not drawn")
+    monkeypatch.setattr(results, "write_figure", lambda numbers, path: "a figure that is not drawn")
 
 
 @pytest.fixture(scope="module")

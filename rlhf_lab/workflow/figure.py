@@ -1,13 +1,12 @@
 """One figure of a run: what each policy gained, what it paid, and where the time went. Policies stand side by side."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlhf_lab.common.plots import METHOD_LABELS, OKABE_ITO, method_colour, style
+from rlhf_lab.common.plots import METHOD_LABELS, OKABE_ITO, method_colour, save_figure, style
 from rlhf_lab.workflow.report import JUDGES, is_loop, label, main_judge
 
 LESSONS = {"identical_share": ("equal draws", "black"), "ties": ("ties", "orange"), "identical": ("same text", "blue")}
@@ -37,7 +36,7 @@ def draw_figure(results: dict) -> Figure:
         _wins(wins, rows, judge)
         for ax, name, title in (
             (length, "length", "tokens per response"),
-            (entropy, "entropy", "entropy, nats a token"),
+            (entropy, "entropy", "entropy, nats per token"),
         ):
             _points(ax, rows, lambda row, name=name: row[name])
             ax.set_title(title)
@@ -49,11 +48,9 @@ def draw_figure(results: dict) -> Figure:
     return figure
 
 
-def save_figure(results: dict, path: Path) -> str:
+def write_figure(results: dict, path: Path) -> str:
     """Write the PNG, whole or not at all; returns its description in words, for readers who cannot see it."""
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    draw_figure(results).savefig(unfinished, dpi=110, format="png", metadata={"Software": None})
-    os.replace(unfinished, path)
+    save_figure(draw_figure(results), path, dpi=110)
     return describe(results)
 
 
@@ -132,16 +129,15 @@ def _wins(ax: Axes, rows: Sequence[dict], judge: str) -> None:
     _points(ax, later, lambda row: row[judge].get("win_rate_vs_last"), marker="^", fill="none", shift=0.12)
     ax.axhline(0.5, color="black", linestyle=":", linewidth=1)
     loop = any(row["iteration"] > 1 for row in rows)
-    ax.set_title("win rate, sampled: against SFT \u25cf" + (", the last one \u25b3" if loop else ""))
+    ax.set_title("win rate of sampled responses\nagainst SFT \u25cf" + (", the last one \u25b3" if loop else ""))
 
 
 def _lessons(ax: Axes, rows: Sequence[dict]) -> None:
-    for name, (text, colour) in LESSONS.items():
-        shares = [(place, _share(row["pairs"], name)) for place, row in enumerate(rows) if "pairs" in row]
+    for shift, (name, (text, colour)) in zip((-0.15, 0.0, 0.15), LESSONS.items(), strict=True):
+        shares = [(place + shift, _share(row["pairs"], name)) for place, row in enumerate(rows) if "pairs" in row]
         ax.plot([x for x, _ in shares], [y for _, y in shares], "o", color=OKABE_ITO[colour], label=text)
     ax.set_title("share of comparisons without a lesson")
-    ax.set_ylim(bottom=0)
-    ax.legend(fontsize=8)
+    _legend_above(ax)
 
 
 def _share(pairs: dict, name: str) -> float:
@@ -157,8 +153,15 @@ def _seconds(ax: Axes, rows: Sequence[dict]) -> None:
         if max(heights) >= 0.01 * total:
             ax.bar(range(len(rows)), heights, bottom=bottoms, color=OKABE_ITO[colour], label=name)
         bottoms = [b + h for b, h in zip(bottoms, heights, strict=True)]
-    ax.set_title("seconds by stage (shared ones in each)" if len(rows) > 2 else "seconds by stage")
-    ax.legend(fontsize=8)
+    shared = len({row["policy"] for row in rows}) > 2
+    ax.set_title("seconds by stage" + (" (shared ones in each)" if shared else ""))
+    _legend_above(ax)
+
+
+def _legend_above(ax: Axes) -> None:
+    """A legend in room of its own above the data."""
+    ax.set_ylim(0, 1.3 * max(ax.get_ylim()[1], 0.01))
+    ax.legend(fontsize=8, ncols=3, loc="upper center", columnspacing=1.0, handletextpad=0.4)
 
 
 def _name_policies(ax: Axes, results: dict) -> None:

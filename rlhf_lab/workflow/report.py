@@ -8,7 +8,7 @@ from rlhf_lab.common.plots import METHOD_LABELS
 
 LABEL_WIDTH = 19
 JUDGES = {"gold": "gold", "score": "proxy"}
-REWARDS = ("", "reward", "95%", "vs SFT", "95%", "wins vs SFT", "wins vs last")
+REWARDS = ("", "reward", "95%", "vs SFT", "95%", "wins vs SFT")
 ROUGE = ("R-1", "R-2", "R-L")
 COSTS = ("", "KL", "95%", "tokens", "characters", "entropy", "pairs", "ties", "identical", "flipped", "equal draws")
 
@@ -43,15 +43,16 @@ def progress_line(row: dict, gold: bool) -> str:
 
 def reward_table(results: dict, judge: str, decoding: str) -> list[tuple[str, ...]]:
     """Header and a row of text cells a policy, lead words first where they have a reward; sampled or greedy."""
+    loop = is_loop(results)
     rouge = ROUGE if judge == "gold" and results["lead_words"] else ()
-    rows = [(*REWARDS, *rouge)]
+    rows = [(*REWARDS, *(("wins vs last",) if loop else ()), *rouge)]
     if rouge:
         lead = results["lead_words"]
-        rows.append((f"first {lead['words']} words", *_rewards(lead), *_rouge(lead["rouge"])))
+        rows.append((f"first {lead['words']} words", *_rewards(lead, loop), *_rouge(lead["rouge"])))
     for row in results["policies"]:
         numbers = row[judge] if decoding == "sampled" else row[judge]["greedy"]
         cells = _rouge(row["rouge"][decoding]) if rouge else ()
-        rows.append((label(row, is_loop(results)), *_rewards(numbers), *cells))
+        rows.append((label(row, loop), *_rewards(numbers, loop), *cells))
     return rows
 
 
@@ -177,8 +178,9 @@ def _what_was_done(results: dict) -> str:
     )
 
 
-def _rewards(numbers: dict) -> tuple[str, ...]:
-    gain, wins = numbers.get("delta_vs_sft"), (numbers.get("win_rate_vs_sft"), numbers.get("win_rate_vs_last"))
+def _rewards(numbers: dict, loop: bool) -> tuple[str, ...]:
+    gain = numbers.get("delta_vs_sft")
+    wins = [numbers.get(f"win_rate_vs_{name}") for name in (("sft", "last") if loop else ("sft",))]
     return (
         *_mean_and_range(numbers["reward"]),
         *(_mean_and_range(gain, "+") if gain else ("", "")),

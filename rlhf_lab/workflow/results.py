@@ -14,7 +14,7 @@ from rlhf_lab.data.docstrings import SHIPPED_CORPUS, DocstringPair, corpus_finge
 from rlhf_lab.engine.precision import pick_device
 from rlhf_lab.workflow.artefacts import Artefact, read_table
 from rlhf_lab.workflow.evaluation import of_decoding
-from rlhf_lab.workflow.figure import save_figure
+from rlhf_lab.workflow.figure import write_figure
 from rlhf_lab.workflow.measures import lead_words, policy_measures
 from rlhf_lab.workflow.pairs import pair_counts
 from rlhf_lab.workflow.prompts import unpacked
@@ -92,7 +92,7 @@ def write_results(results: dict, histories: Mapping[str, Sequence[Stages]], out:
     write_atomically(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False))
     records = pair_records(histories)
     write_atomically(out / "pairs.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-    alt = save_figure(results, out / "figure.png")
+    alt = write_figure(results, out / "figure.png")
     write_atomically(out / "report.md", markdown(results, "figure.png", alt))
 
 
