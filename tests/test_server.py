@@ -375,5 +375,5 @@ def test_transformers_serve_draws_for_the_online_loop(served, tmp_path, monkeypa
     found = train_online(*run, corpus=corpus, judge=by_hash)
     assert found["iterations"][2]["pairs"]["prompts"] == 2 and not list(tmp_path.glob("iteration-*/.*"))
     judge = {"judge": "server", "judge_url": served, "judge_model": folder, "sampler": "local"}
-    with pytest.raises(OSError, match=r"stage iteration-1, scores: .*no top_logprobs.*--judge_answer letter"):
+    with pytest.raises(OSError, match=r"stage iteration-1, scores: .*no top_logprobs.*judge_answer='letter'"):
         train_online(*toy_run(tmp_path, folder, **(tiny | judge)), corpus=corpus)

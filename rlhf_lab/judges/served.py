@@ -20,7 +20,7 @@ import torch
 
 from rlhf_lab.common.files import key_of
 from rlhf_lab.data.problems import shorten
-from rlhf_lab.engine.generate import check_positive
+from rlhf_lab.engine.options import check_positive
 from rlhf_lab.engine.serving.connection import ask, ask_all, check_server, kept, one_choice
 from rlhf_lab.engine.serving.exchange import Server, ServerError, base_url
 from rlhf_lab.judges.gold import Judge
@@ -119,7 +119,7 @@ def _top_logprobs(server: Server, choice: dict[str, Any], name: str) -> dict[str
     if not tokens:
         raise ServerError(
             f"{server.url}, {name}: the answer has no top_logprobs. Judge by a server that returns them (vLLM), or set "
-            "--judge_answer letter, which counts the letter that it writes as 0 or 1"
+            "--judge_answer letter (judge_answer='letter'), which counts the letter that it writes as 0 or 1"
         )
     first = tokens[0] if isinstance(tokens, list) else None
     numbers = list(first.values()) if isinstance(first, dict) else []
