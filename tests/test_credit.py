@@ -142,6 +142,14 @@ def test_auc_needs_an_error_and_something_else():
             location_auc([[0.0, 1.0], [0.0, 1.0]], [[True, False], mask])
 
 
+def test_equal_infinities_tie():
+    """Error at -inf, others at -inf and 0: one tie and one win, (1/2 + 1) / 2."""
+    auc = location_auc([[-np.inf, -np.inf, 0.0]] * 2, [[True, False, False]] * 2)
+    assert auc.mean == 0.75
+    with pytest.raises(ValueError, match="token 1 is not a number"):
+        location_auc([[0.0, np.nan]] * 2, [[True, False]] * 2)
+
+
 def test_errors_are_located_by_a_policy_that_dislikes_them():
     """The policy's head takes 8 nats from every word that is planted: its credit there is lower than anywhere else."""
     reference, policy = tiny_llama(0), tiny_llama(0)

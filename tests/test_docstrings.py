@@ -1,14 +1,26 @@
 """The corpus: cleaning, the split by content, duplicates, reading without importing, and the cache."""
 
 import json
+import platform
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_lab.common.assets import PACKAGE
 from rlhf_lab.data import docstrings
-from rlhf_lab.data.docstrings import Docstring, clean_pairs, description_key, read_docstrings, split_docstring, split_of
+from rlhf_lab.data.docstrings import (
+    Docstring,
+    DocstringPair,
+    clean_pairs,
+    corpus_fingerprint,
+    description_key,
+    read_docstrings,
+    split_docstring,
+    split_of,
+)
 from rlhf_lab.data.prose import description_prose, first_sentences, is_prose, paragraphs, plain, sentences
 
 WORDS = (4, 25), (20, 120)
@@ -146,3 +158,21 @@ def test_the_corpus_of_this_machine(tmp_path):
     counts, first = map(json.loads, file.read_text(encoding="utf8").splitlines()[:2])
     assert counts["files"] > 1000 > counts["skipped"]
     assert first["description"] == pairs[0].description
+
+
+def test_the_fingerprint_knows_every_pair_and_its_split():
+    pairs = [DocstringPair("what it does at length", "What it does", "train", "package", name) for name in "ab"]
+    moved = [pairs[0], replace(pairs[1], split="test")]
+    prints = [corpus_fingerprint(each) for each in (pairs, pairs[:1], moved)]
+    assert len(set(prints)) == 3 and corpus_fingerprint(list(pairs)) == prints[0]
+
+
+def test_the_locked_versions_give_the_corpus_of_the_published_numbers():
+    """Skipped where other versions are installed: then `rlhf-lab docs` and every report say so."""
+    lines = (PACKAGE.parent / "constraints.txt").read_text().splitlines()
+    locked = dict(line.split("==") for line in lines if "==" in line)
+    versions = {name: d.version.partition("+")[0] for name, d in docstrings._declared_distributions().items()}
+    other = {name for name, version in versions.items() if locked.get(name) != version}
+    if other or platform.python_version() != docstrings.SHIPPED_PYTHON:
+        pytest.skip(f"other versions than those of the published numbers: Python or {sorted(other)}")
+    assert corpus_fingerprint(docstrings.docstring_pairs(progress=False)) == docstrings.SHIPPED_CORPUS

@@ -65,18 +65,24 @@ BETAS = {0.03: OKABE_ITO["orange"], 0.1: OKABE_ITO["blue"], 0.5: OKABE_ITO["gree
 
 # %%
 from rlhf_lab.data.docstrings import docstring_pairs
+from rlhf_lab.engine.loading import load_model, load_tokenizer
+from rlhf_lab.engine.precision import pick_device
 from rlhf_lab.objective import preset
-from rlhf_lab.summarization.candidates import choose_documents, prompt_ids, prompt_text, sample_candidates
-from rlhf_lab.summarization.pairs import make_pairs, pair_examples
-from rlhf_lab.summarize import load_model
+from rlhf_lab.workflow.candidates import sample_candidates
+from rlhf_lab.workflow.pairs import make_pairs, pair_examples
+from rlhf_lab.workflow.prompts import choose_documents, prompt_ids, prompt_text
+from rlhf_lab.workflow.settings import PairSettings
 
-sft, tokenizer, sft_path = load_model(None)
+sft = load_model("small").to(pick_device()).eval()
+tokenizer = load_tokenizer("small")
 corpus = docstring_pairs(progress=False)
 documents = choose_documents(corpus, "validation", DOCUMENTS, SEED, tokenizer, LONGEST)
 candidates = sample_candidates(sft, tokenizer, documents, n=CANDIDATES, seed=SEED)
-pairs, counts = make_pairs(candidates, label_temperature=0.05, pairs_per_prompt=2, seed=SEED)
+how = PairSettings(labels="bradley-terry", label_temperature=0.05, pairs_per_prompt=2)
+pairs, counts = make_pairs(candidates, how, seed=SEED)
 examples = pair_examples(pairs, [prompt_ids(tokenizer, document.description) for document in documents])
-print(f"{counts.pairs} comparisons, {counts.ties} ties dropped, {counts.flipped} labels against the reward")
+print(f"{counts.pairs} comparisons, {counts.ties + counts.identical} ties dropped")
+print(f"{counts.flipped} labels against the reward")
 
 # %%
 from rlhf_lab.engine.precision import bf16_speed
@@ -98,7 +104,7 @@ def tune(beta: float, examples=examples):
         disable_tqdm=True,
     )
     cached = {"cache_dir": folder / "reference"}
-    return train_preference(sft_path, tokenizer, examples, preset("dpo", beta=beta), settings, **cached)
+    return train_preference("small", tokenizer, examples, preset("dpo", beta=beta), settings, **cached)
 
 
 results = {beta: tune(beta) for beta in BETAS}
@@ -140,7 +146,7 @@ from IPython.display import HTML
 from rlhf_lab.credit.view import credit_figure, credit_html
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.token_view import token_texts
-from rlhf_lab.summarization.evaluation import response_log_ratios
+from rlhf_lab.workflow.evaluation import response_log_ratios
 
 ((log_ratio,),) = response_log_ratios(policy, sft, [Example(tuple(prompt), (tuple(response),))])
 torch.testing.assert_close(float(values.sum()), BETA * log_ratio, rtol=1e-3, atol=1e-3)

@@ -14,7 +14,7 @@ from rlhf_lab.authoring.masters import between_markers
 from rlhf_lab.common.assets import PACKAGE
 from rlhf_lab.common.markdown import markdown_table
 from rlhf_lab.studies.report import STUDIES
-from rlhf_lab.summarization.report import HEADER, table_rows
+from rlhf_lab.workflow.report import cost_table, reward_table
 
 BENCHMARK_COLUMNS = {
     "shape": "shape",
@@ -30,12 +30,10 @@ BENCHMARK_COLUMNS = {
 
 
 def summarize_table(results: Mapping) -> str:
-    """results.json of `rlhf-lab summarize` as Markdown: a table of sampled summaries and one of greedy ones."""
-    tables = [
-        f"{decoding.capitalize()}:\n\n{markdown_table([HEADER, *table_rows(results, decoding)])}"
-        for decoding in ("sampled", "greedy")
-    ]
-    return "\n\n".join(tables)
+    """results.json of `rlhf-lab summarize` as Markdown: sampled and greedy rewards, and what they cost."""
+    tables = {name: reward_table(results, "gold", name) for name in ("sampled", "greedy")}
+    tables["what it cost"] = cost_table(results)
+    return "\n\n".join(f"{name.capitalize()}:\n\n{markdown_table(rows)}" for name, rows in tables.items())
 
 
 def benchmark_table(rows: Sequence[Mapping]) -> str:

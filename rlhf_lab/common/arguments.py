@@ -5,13 +5,18 @@ Flags override the YAML file; `--bf16` alone means true, `--max_weight none` mea
 """
 
 import argparse
+import ast
 import difflib
+import inspect
+import itertools
 import sys
+import textwrap
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -46,15 +51,45 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
-def add_fields(parser: argparse.ArgumentParser, *classes: type) -> None:
-    """One flag per field of the dataclasses, and --config; only flags that are given appear in the namespace."""
+def add_fields(
+    parser: argparse.ArgumentParser, *classes: type, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """One flag per field of the dataclasses, and --config; only flags that are given appear in the namespace.
+
+    Each flag's help is the text under its field (`field_help`), and its default: that of the field, or of `defaults`.
+    """
     parser.add_argument("--config", metavar="FILE.yaml", default=argparse.SUPPRESS, help="settings by name, in YAML")
     for cls in classes:
-        group = parser.add_argument_group(cls.__name__)
+        group, texts = parser.add_argument_group(cls.__name__), field_help(cls)
         for field in fields(cls):
             # Flags are also registered at the parser, whose list serves the suggestions.
             parser.known_flags.append(f"--{field.name}")
-            group.add_argument(f"--{field.name}", **_flag_options(field, get_type_hints(cls)[field.name]))
+            options = _flag_options(field, get_type_hints(cls)[field.name])
+            default = "required" if _required(field) else f"default: {shown(defaults.get(field.name, field.default))}"
+            text = texts.get(field.name)
+            options["help"] = (f"{text} ({default})" if text else default).replace("%", "%%")
+            group.add_argument(f"--{field.name}", **options)
+
+
+def field_help(cls: type) -> dict[str, str]:
+    """{field: the string that stands under it in the class, or in a class that it inherits from}, on one line."""
+    texts: dict[str, str] = {}
+    for each in reversed(cls.__mro__):
+        if each is object:
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0].body
+        for statement, below in itertools.pairwise(body):
+            named = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+            if named and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                texts[statement.target.id] = " ".join(str(below.value.value).split())
+    return texts
+
+
+def shown(value: Any) -> str:
+    """A value as a flag takes it."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def read_values(namespace: argparse.Namespace, *classes: type) -> dict[str, Any]:
@@ -158,7 +193,6 @@ def _convert_to(value: Any, kind: Any) -> Any:
 
 def _flag_options(field: Field, hint: Any) -> dict[str, Any]:
     options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "metavar": _describe(hint)}
-    options["help"] = "required" if _required(field) else f"default: {str(field.default).replace('%', '%%')}"
     if hint is bool:
         options |= {"nargs": "?", "const": True}
     return options

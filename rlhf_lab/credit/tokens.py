@@ -118,8 +118,8 @@ def location_auc(
             raise ValueError(f"document {i}: {len(row)} scores, {int(mask.sum())} of {len(mask)} tokens are the error")
         if np.isnan(row).any():  # NaN compares as neither below nor equal, and would count as a loss
             raise ValueError(f"document {i}: the score of token {int(np.isnan(row).argmax())} is not a number")
-        gaps = row[~mask][:, None] - row[mask][None, :]
-        values.append(float(((gaps > 0) + 0.5 * (gaps == 0)).mean()))
+        other, error = row[~mask][:, None], row[mask][None, :]  # compared, not subtracted: -inf ties with -inf
+        values.append(float(((other > error) + 0.5 * (other == error)).mean()))
     return bootstrap_mean(values, seed=seed, resamples=resamples)
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 
 from rlhf_lab.data.known_datasets import common_prefix_length
+from rlhf_lab.data.problems import shorten
 
 Messages = tuple[dict[str, str], ...]  # ({"role": "user", "content": "..."}, ...)
 Content = str | Messages
@@ -31,6 +32,14 @@ def checked_content(value: object) -> tuple[Content, str]:
         return "", f"unsupported message field {dropped!r}"
     kinds = [_text_problem(message["content"]) for message in messages]
     return messages, next(filter(None, kinds), "") if messages else "empty"
+
+
+def as_content(value: object) -> Content:
+    """A cell as text or messages; raises ValueError that says what is wrong with it."""
+    content, kind = checked_content(value)
+    if kind:
+        raise ValueError(f"{kind}: {shorten(value)}")
+    return content
 
 
 def _message(value: object) -> dict[str, str] | None:

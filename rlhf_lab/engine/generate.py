@@ -9,7 +9,7 @@ inverse distribution function: no draw depends on who else is in the batch.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, MutableMapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -47,14 +47,30 @@ class Completion(NamedTuple):
 
 
 def sample(
-    model, prompts: Sequence[Sequence[int]], *, return_logps: bool = False, **options
+    model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    return_logps: bool = False,
+    done: MutableMapping[int, list[list[int]]] | None = None,
+    **options,
 ) -> list[list[list[int]]] | list[list[Completion]]:
     """n responses y ~ pi(.|x) to each prompt, as token ids; options and errors as in `complete`.
 
-    return_logps: `Completion(tokens, logps)` in place of each response's ids.
+    return_logps: `Completion(tokens, logps)` in place of each response's ids. done: {number of the prompt: its n
+    responses} of an earlier call with the same arguments that was cut short; it receives those of this call, a batch
+    at a time, and no batch is run twice.
     """
-    completions = complete(model, prompts, **options)
-    return completions if return_logps else [[completion.tokens for completion in row] for row in completions]
+    if done is None:
+        completions = complete(model, prompts, **options)
+        return completions if return_logps else [[completion.tokens for completion in row] for row in completions]
+    if return_logps:
+        raise ValueError("done= keeps ids only: return_logps=True would have none for what was drawn before")
+
+    def keep(found: dict[int, list[Completion]]) -> None:
+        done.update({i: [completion.tokens for completion in row] for i, row in found.items()})
+
+    complete(model, prompts, known=set(done), on_batch=keep, **options)
+    return [done[i] for i in range(len(prompts))]
 
 
 def complete(
@@ -72,6 +88,8 @@ def complete(
     bf16: bool | None = False,
     rows_per_batch: int = 256,
     progress: str | None = None,
+    known: Collection[int] = (),
+    on_batch: Callable[[dict[int, list[Completion]]], None] | None = None,
 ) -> list[list[Completion]]:
     """n responses y ~ pi(.|x) to each prompt, with the log-probs of their tokens.
 
@@ -85,6 +103,8 @@ def complete(
     repeat at the same rows_per_batch only. Log-softmax and probabilities are fp32 always, but of logits that carry
     bf16's rounding (0.02 nats a token): for log-probs to train on use `token_logps`.
     rows_per_batch: responses decoded together. progress: a label shows a bar. Dropout is off meanwhile.
+    known: numbers of prompts that need no responses; a batch of such prompts alone is left out, the others stay as they
+    are, so that rounding stays too. on_batch: is given {number of the prompt: its completions} after every batch.
     Returns one list per prompt, in order, of n completions; a response without EOS was cut at max_new_tokens.
     Raises ValueError on an empty prompt, a length beyond the model's positions, or a setting out of range;
     FloatingPointError that names the prompt if the model's logits are not numbers.
@@ -103,6 +123,9 @@ def complete(
     with bar, eval_mode(model), torch.inference_mode():
         model = in_bf16(model, bf16)
         for batch in prompt_batches(prompts, max(1, rows_per_batch // n), one_length=reruns(model)):
+            if all(i in known for i in batch):
+                bar.update(len(batch) * n)
+                continue
             uniforms = None if greedy else uniform_streams(seed, batch, n, max_new_tokens)
             try:
                 done = _decode(
@@ -115,6 +138,8 @@ def complete(
                 ) from None
             for k, i in enumerate(batch):
                 completions[i] = done[k * n : (k + 1) * n]
+            if on_batch is not None:
+                on_batch({i: completions[i] for i in batch})
             bar.update(len(done))
     return completions
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf_lab.data.contents import Content
 from rlhf_lab.data.encoding import Ids, bos_id, response_ids
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.truncation import keep_last
@@ -176,7 +177,7 @@ def pairwise_judge(
     slots_of(tokenizer)
 
     def judge(
-        prompts: Sequence[str], responses: Sequence[Sequence[str]], references: Sequence[str] | None = None
+        prompts: Sequence[Content], responses: Sequence[Sequence[str]], references: Sequence[str] | None = None
     ) -> list[list[float]]:
         encoded = encode_responses(prompts, responses, tokenizer)
         examples = [Example(prompt, tuple(texts)) for prompt, texts in encoded]

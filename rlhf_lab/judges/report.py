@@ -161,9 +161,14 @@ def length_bias(verdicts: Verdicts) -> dict:
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Correlation of ranks in [-1, 1], equal values sharing their mean rank; None if one of them is constant."""
+    """Correlation of ranks in [-1, 1], equal values sharing their mean rank; None if one of them is constant.
+
+    Raises ValueError for a value that is not a number: it has no rank.
+    """
     ranks = []
     for values in (a, b):
+        if np.isnan(values).any():
+            raise ValueError("spearman: a value is not a number (nan), so it has no rank")
         _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
         if len(counts) < 2:
             return None

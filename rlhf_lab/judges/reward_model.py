@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from rlhf_lab.data.contents import Content
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import Batch
 from rlhf_lab.engine.hidden import last_hidden
@@ -123,7 +124,7 @@ def reward_judge(
     limit = choose_max_length(model, max_length)
 
     def judge(
-        prompts: Sequence[str], responses: Sequence[Sequence[str]], references: Sequence[str] | None = None
+        prompts: Sequence[Content], responses: Sequence[Sequence[str]], references: Sequence[str] | None = None
     ) -> list[list[float]]:
         encoded = encode_responses(prompts, responses, tokenizer)
         rows = [cut_row((prompt, response), tokenizer, limit) for prompt, texts in encoded for response in texts]

@@ -16,9 +16,10 @@ from rlhf_lab.common.markdown import markdown_table
 from rlhf_lab.data.docstrings import DocstringPair
 from rlhf_lab.pretraining.mixture import LATE_SHARES, SHARES
 from rlhf_lab.pretraining.recipe import Data, summary_examples
-from rlhf_lab.summarization.candidates import sample_candidates
-from rlhf_lab.summarization.evaluation import lead_words, summary_statistics
 from rlhf_lab.training.reference import reference_logps
+from rlhf_lab.workflow.candidates import sample_candidates
+from rlhf_lab.workflow.measures import lead_words, summary_measures
+from rlhf_lab.workflow.prompts import document_rows
 
 SAMPLES = 4
 
@@ -47,8 +48,8 @@ def measure(model, tokenizer, data_pairs: Sequence[DocstringPair], loss_examples
         {"description": d.description, "human": d.summary, "greedy": g[0].text, "sampled": s[0].text}
         for d, g, s in zip(documents[:8], greedy, sampled, strict=False)
     ]
-    statistics = summary_statistics(greedy, documents), summary_statistics(sampled, documents)
-    return Quality(split, len(documents), loss, *statistics, lead_words(documents), shown)
+    statistics = summary_measures(greedy, documents), summary_measures(sampled, documents)
+    return Quality(split, len(documents), loss, *statistics, lead_words(document_rows(tokenizer, documents)), shown)
 
 
 def export(model, data: Data, facts: dict, name: str, folder: Path) -> Quality:

@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 from rlhf_lab import __version__
 from rlhf_lab.common.files import write_atomically
 from rlhf_lab.common.markdown import markdown_table
-from rlhf_lab.common.plots import save_figure
+from rlhf_lab.common.plots import save_png
 from rlhf_lab.studies.wording import Notes, sentence
 
 # Imported only when the study runs: the list and the help need no torch.
@@ -81,7 +81,7 @@ def write_study(module: ModuleType, record: dict, out: Path) -> None:
 def write_report(module: ModuleType, record: dict, out: Path) -> None:
     """figure.png and report.md in `out`, from a record that was measured before."""
     figure = module.draw(record["results"])
-    save_figure(figure, out / "figure.png")
+    save_png(figure, out / "figure.png")
     plt.close(figure)
     write_atomically(out / "report.md", report(module, record))
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rlhf_lab.bradley_terry.estimate import check_probabilities
 from rlhf_lab.worlds.bandit import check_logps
 from rlhf_lab.worlds.exact import checked_beta
 
@@ -303,5 +304,7 @@ def _check(
         raise ValueError(
             f"calibration_logps of shape {tuple(calibration_logps.shape)}: {tuple(ref_logps.shape)} needed"
         )
+    if calibration_logps is not None:
+        check_probabilities("calibration_logps", calibration_logps.exp())
     if features is not None and features.shape[:-1] != ref_logps.shape:
         raise ValueError(f"features of shape {tuple(features.shape)}: [S, X, K, d] over ref_logps is needed")

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.bradley_terry.comparisons import nll, nll_gradient, nll_hessian
+from rlhf_lab.bradley_terry.estimate import check_probabilities
+from rlhf_lab.bradley_terry.newton import Minimum, minimise_in_ball, minimise_in_box
 from rlhf_lab.objective import Calibration
 from rlhf_lab.worlds.bandit import check_logps
 from rlhf_lab.worlds.exact import checked_beta, optimal_logps
-from rlhf_lab.worlds.newton import Minimum, minimise_in_ball, minimise_in_box
 
 OFFLINE_CALIBRATIONS = ("reference", "chosen", "rejected", "given")
 
@@ -55,6 +56,8 @@ def fit_offline(
     max_iterations: int = 200,
 ) -> OfflineFit:
     """argmin_r l(r, D) + alpha (J*(r) - E_{x, y~pi_cal} r), each world to a gradient norm of `tolerance`.
+
+    With counts so large that rounding alone exceeds `tolerance`, until Newton moves no reward by more than 1e-9.
 
     wins: [..., X, K, K], counts, may be weighted. ref_logps: [..., X, K]. beta: a number > 0 or a tensor that
     broadcasts against [..., X, K]. alpha: >= 0, a number or [...], theory's coefficient of a SUM. Batch dimensions
@@ -94,9 +97,10 @@ def fit_offline(
         found, rewards, theta = _fit_linear(parts, features.expand(*shape, features.shape[-1]), start, *options)
         at_bound = theta.norm(dim=-1) >= options[0] * (1 - 1e-9)
     norm, value = found.gradient_norm.view(shape[:-2]), found.value.view(shape[:-2])
-    if bool((norm > tolerance).any()):
+    lost = ~found.converged.view(shape[:-2])
+    if bool(lost.any()):
         raise ValueError(
-            f"{_named(norm > tolerance)}: gradient norm {float(norm.max()):.2g} after {found.iterations} Newton steps, "
+            f"{_named(lost)}: gradient norm {float(norm.max()):.2g} after {found.iterations} Newton steps, "
             f"above tolerance={tolerance:g}; allow more max_iterations, a larger tolerance or a smaller bound"
         )
     return OfflineFit(rewards, optimal_logps(rewards, ref_logps, beta), theta, value, norm, at_bound, found.iterations)
@@ -141,10 +145,8 @@ def calibration_policy(
     if calibration == "reference":
         return ref_logps.exp()
     if calibration == "given":
-        probabilities = calibration_logps.exp()
-        if not bool(torch.isclose(probabilities.sum(-1), probabilities.new_ones(()), atol=1e-8).all()):
-            raise ValueError("calibration_logps: the probabilities do not sum to 1; apply log_softmax")
-        return probabilities
+        check_probabilities("calibration_logps", calibration_logps.exp())
+        return calibration_logps.exp()
     counts = wins.sum(-1 if calibration == "chosen" else -2)
     total = counts.sum(-1, keepdim=True)
     if rho is not None and bool(((total[..., 0] == 0) & (rho > 0)).any()):
@@ -155,8 +157,7 @@ def calibration_policy(
 def context_weights(wins: Tensor, rho: Tensor | None = None) -> Tensor:
     """rho, or each context's share of the comparisons, [..., X]. Raises ValueError if a world has no comparison."""
     if rho is not None:
-        if bool((rho < 0).any()) or not bool(torch.isclose(rho.sum(-1), rho.new_ones(()), atol=1e-8).all()):
-            raise ValueError(f"rho={rho.tolist()}: must not be negative and must sum to 1")
+        check_probabilities("rho", rho)
         return rho
     counts = wins.sum((-2, -1))
     total = counts.sum(-1, keepdim=True)
@@ -203,8 +204,9 @@ def _fit_free(
         return value, gradient.squeeze(1), hessian.squeeze(1)
 
     found = minimise_in_box(evaluate, x, coupled, bound, tol / math.sqrt(shape[-2]), most)
-    value, norm = (part.view(-1, shape[-2]) for part in (found.value, found.gradient_norm))
-    return found._replace(value=value.sum(-1), gradient_norm=norm.norm(dim=-1)), found.x.view(shape)
+    value, norm, done = (part.view(-1, shape[-2]) for part in (found.value, found.gradient_norm, found.converged))
+    together = {"value": value.sum(-1), "gradient_norm": norm.norm(dim=-1), "converged": done.all(-1)}
+    return found._replace(**together), found.x.view(shape)
 
 
 def _fit_linear(
@@ -221,7 +223,10 @@ def _fit_linear(
         hessian = torch.einsum("bxkd,bxkl,bxle->bde", phi_here, hessian, phi_here)
         return value, torch.einsum("bxkd,bxk->bd", phi_here, gradient), hessian
 
-    found = minimise_in_ball(evaluate, theta, bound, tol, most)
+    def largest(step: Tensor, rows: Tensor) -> Tensor:
+        return torch.einsum("bxkd,bd->bxk", phi[rows], step).abs().amax((1, 2))
+
+    found = minimise_in_ball(evaluate, theta, bound, tol, most, size=largest)
     rewards = torch.einsum("bxkd,bd->bxk", phi, found.x).view(features.shape[:-1])
     return found, rewards, found.x.view(*batch, size)
 

@@ -1,4 +1,4 @@
-"""The online loop, killed by SIGKILL in every stage, reaches the bits of the undisturbed run."""
+"""The workflow, killed by SIGKILL in every stage, reaches the bits of the undisturbed run."""
 
 import json
 import os
@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.kill_and_resume_online import MOMENTS
+from tests.kill_and_resume_workflow import MOMENTS
 
 
 def test_killed_in_any_stage_the_loop_resumes_to_the_same_bits(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.kill_and_resume_online", str(tmp_path)],
+        [sys.executable, "-m", "tests.kill_and_resume_workflow", str(tmp_path)],
         cwd=Path(__file__).parents[1],
         env=os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
         capture_output=True,

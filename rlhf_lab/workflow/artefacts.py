@@ -25,7 +25,7 @@ from rlhf_lab.training.checkpoints import TEMPORARY, flush
 
 MANIFEST, TABLE = "manifest.json", "data.parquet"
 # Part of every key: raise it when a stage gives another result than before from the same facts.
-ENGINE = 1
+ENGINE = 2
 # What decides a model's text, of all that may lie in its folder.
 MODEL_FILES = (
     *("config", "generation_config", "model", "pytorch_model", "adapter"),

@@ -15,13 +15,13 @@ from rlhf_lab.engine.loading import load_model
 from rlhf_lab.engine.serving.exchange import ServerError
 from rlhf_lab.judges.pairwise import pairwise_judge
 from rlhf_lab.judges.served import question, server_judge
-from rlhf_lab.online import results
-from rlhf_lab.online.loop import train_online
-from rlhf_lab.online.settings import OnlineSettings
-from tests.online_toy import toy_run
-from tests.test_online import remade, stage_folder, table
+from rlhf_lab.workflow import results
+from rlhf_lab.workflow.loop import run_workflow
+from rlhf_lab.workflow.settings import WorkflowSettings
 from tests.test_server import answer, fake_server
+from tests.test_workflow import content, remade, stage_folder, table
 from tests.toy import save_toy, toy_corpus, toy_model, toy_tokenizer
+from tests.workflow_toy import toy_run
 
 TOKENIZER = toy_tokenizer()
 PROMPTS = ["read file row <tldr>", "open key <tldr>"]
@@ -52,7 +52,7 @@ def pairwise_folder(tmp_path_factory) -> str:
 
 
 def run(out, sft, preset="rlhf-workflow", **changes) -> dict:
-    return train_online(*toy_run(out, sft, preset, **changes), corpus=toy_corpus())
+    return run_workflow(*toy_run(out, sft, preset, **changes), corpus=toy_corpus())
 
 
 def left_over(out: Path) -> list[str]:
@@ -108,7 +108,7 @@ def test_a_server_draws_what_each_iterate_says(sft, tmp_path):
     assert remade(again) == set()  # another address, and no server there
     local = run(tmp_path, sft, "vpo-online", alpha=0.1, calibration="reference", iterations=1)
     assert {"1 candidates", "1 calibration"} <= remade(local)
-    assert local["artefacts"]["iteration-1, candidates"] != found["artefacts"]["iteration-1, candidates"]
+    assert content(local, "1 candidates") != content(found, "1 candidates")
 
 
 def test_each_kind_of_server_is_told_to_cut_nothing(sft, tmp_path):
@@ -245,7 +245,7 @@ def one(logprobs) -> dict:
 
 
 NOT_READABLE = {
-    r"comparison 0 of 2: the answer has no top_logprobs.*judge_answer='letter'": one(None),
+    r"comparison 0 of 2: the answer has no top_logprobs.*--judge_answer letter": one(None),
     "no top_logprobs": one({"top_logprobs": []}),
     r"not a log-prob of each of some tokens": one({"top_logprobs": [{"A": math.nan, "B": -1.0}]}),
     r"'A': 0.9.*not a log-prob": one({"top_logprobs": [{"A": 0.9, "B": 0.1}]}),
@@ -300,8 +300,8 @@ def test_the_loop_with_a_served_judge_is_the_loop_with_the_model_itself(sft, pai
     message = r"stage iteration-1, scores: .*engine has died.*same command goes on"
     with fake_server(Judging(pairwise_folder, answers=30)) as (url, _), pytest.raises(OSError, match=message):
         run(tmp_path / "b", sft, judge_url=url, concurrency=1, **served)
-    (kept,) = (tmp_path / "b").glob(".judged-*.json")
-    assert len(json.loads(kept.read_text())["judged"]) == 30
+    (kept,) = (tmp_path / "b").glob(".judged-*.jsonl")
+    assert len(kept.read_text().splitlines()) == 30
     with fake_server(Judging(pairwise_folder)) as (url, seen):
         found = run(tmp_path / "b", sft, judge_url=url, **served)
     texts = [[row["text"] for row in table(tmp_path / "b", 1, "candidates") if row["prompt"] == i] for i in range(8)]
@@ -317,7 +317,7 @@ def test_the_loop_with_a_served_judge_is_the_loop_with_the_model_itself(sft, pai
     columns = ("status", "chosen_tokens", "rejected_tokens")
     both = [[[row[c] for c in columns] for row in table(tmp_path / name, 1, "pairs")] for name in ("local", "b")]
     assert both[0] == both[1]
-    reward = [numbers["iterations"][1]["score"]["reward"]["mean"] for numbers in (local, found)]
+    reward = [numbers["policies"][1]["score"]["reward"]["mean"] for numbers in (local, found)]
     assert reward[0] == pytest.approx(reward[1], abs=1e-5) and reward[0] != 0.5
     assert found["judges"] == ["score", "gold"]
 
@@ -369,10 +369,10 @@ def test_the_loops_keys_reach_both_servers_and_no_file(sft, pairwise_folder, tmp
 )
 def test_settings_that_do_not_go_together_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        OnlineSettings(**changes)
+        WorkflowSettings(**changes)
 
 
 def test_a_function_cannot_stand_in_for_a_served_judge(sft, tmp_path):
     settings = toy_run(tmp_path, sft, judge="server", judge_url="http://127.0.0.1:9", judge_model="m")
     with pytest.raises(ValueError, match="would ignore the function"):
-        train_online(*settings, corpus=toy_corpus(), judge=lambda prompts, responses, references=None: [])
+        run_workflow(*settings, corpus=toy_corpus(), judge=lambda prompts, responses, references=None: [])

@@ -1,42 +1,30 @@
-"""The judge that the settings name, its identity for the stages' keys, and what it is refused for."""
+"""The judge that the settings name, what it is refused for, and the stage in which it scores the candidates."""
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-from rlhf_lab.engine.loading import load_model, load_tokenizer
+import pyarrow as pa
+
+from rlhf_lab.common.assets import SHIPPED
+from rlhf_lab.data.contents import Content
+from rlhf_lab.engine.loading import load_model, load_tokenizer, model_source
 from rlhf_lab.engine.precision import pick_device
-from rlhf_lab.judges.gold import Judge, gold_judge
+from rlhf_lab.judges.gold import Judge
 from rlhf_lab.judges.pairwise import pairwise_judge
 from rlhf_lab.judges.reward_model import reward_judge, reward_model
 from rlhf_lab.judges.served import server_judge
-from rlhf_lab.online.artefacts import model_artefact
-from rlhf_lab.online.settings import OnlineSettings, OnlineTraining
+from rlhf_lab.workflow.artefacts import Artefact, model_artefact, read_table, stage, write_table
+from rlhf_lab.workflow.prompts import Row, unpacked
+from rlhf_lab.workflow.run import GOLD, Loop, NamedJudge, by_prompt
+from rlhf_lab.workflow.settings import WorkflowSettings, WorkflowTraining
+
+SCORES = {"prompt": pa.int32(), "score": pa.float64(), "gold": pa.float64()}
 
 
-class NamedJudge(NamedTuple):
-    """A judge and its identity, the hash of its files or its name; `load` gives the function when it is needed.
-
-    relative: a score compares a response with the others given (a pairwise model), and means nothing by itself.
-    """
-
-    identity: str
-    load: Callable[[], Judge]
-    relative: bool = False
-
-    @property
-    def is_gold(self) -> bool:
-        """True if the scores are the gold rewards themselves, and no proxy of them."""
-        return self.identity == "gold"
-
-
-GOLD = NamedJudge("gold", gold_judge)
-
-
-def loop_judge(settings: OnlineSettings, training: OnlineTraining, judge: Judge | None = None) -> NamedJudge:
+def choose_judge(settings: WorkflowSettings, training: WorkflowTraining, judge: Judge | None = None) -> NamedJudge:
     """The served judge, known by its model's name wherever it is served, or what `named_judge` finds."""
     if settings.judge != "server":
         return named_judge(settings.judge, training.device, judge)
@@ -62,7 +50,7 @@ def named_judge(name: str, device: str = "auto", judge: Judge | None = None) -> 
         return NamedJudge(f"function {name}", lambda: judge)
     if name == "gold":
         return GOLD
-    folder = Path(name).expanduser()
+    folder = Path(model_source(name) if name in SHIPPED else name).expanduser()
     if not (folder / "config.json").is_file():
         raise ValueError(f"judge={name!r} is neither gold nor a folder with a reward or pairwise preference model")
     architectures = json.loads((folder / "config.json").read_text(encoding="utf8")).get("architectures") or [""]
@@ -73,7 +61,7 @@ def named_judge(name: str, device: str = "auto", judge: Judge | None = None) -> 
 
 def scores(
     judge: NamedJudge,
-    prompts: Sequence[str],
+    prompts: Sequence[Content],
     responses: Sequence[Sequence[str]],
     references: Sequence[str] | None,
 ) -> list[list[float]]:
@@ -88,18 +76,58 @@ def scores(
     if bad:
         raise ValueError(
             f"the judge ({judge.identity}) gave NaN or infinite scores to {len(bad)} of {len(prompts)} prompts, e.g. "
-            f"{bad[:10]}; the first begins {prompts[bad[0]][:80]!r}. Check the judge on these prompts"
+            f"{bad[:10]}; the first begins {str(prompts[bad[0]])[:80]!r}. Check the judge on these prompts"
         )
     return [[float(score) for score in row] for row in result]
 
 
-def wins_against(judge: NamedJudge, prompts: Sequence[str], responses, opponents) -> list[list[float]]:
+def wins_against(judge: NamedJudge, prompts: Sequence[Content], responses, opponents) -> list[list[float]]:
     """P(response j beats opponent j) of every prompt, by a relative judge asked about the two alone; lists of lists."""
-    counts = [len(row) for row in responses]
-    asked = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
-    duels = [duel for row in zip(responses, opponents, strict=True) for duel in zip(*row, strict=True)]
+    asked, duels = [], []
+    for prompt, ours, theirs in zip(prompts, responses, opponents, strict=True):
+        for duel in zip(ours, theirs, strict=True):
+            asked.append(prompt)
+            duels.append(duel)
     won = iter(scores(judge, asked, duels, None))
-    return [[next(won)[0] for _ in range(count)] for count in counts]
+    return [[next(won)[0] for _ in row] for row in responses]
+
+
+def judge_texts(judge: NamedJudge, asked: Sequence[Row], texts: Sequence[Sequence[str]]) -> list[list[dict]]:
+    """{"score", "gold"} of every text; gold is None without references. Raises ValueError as `scores` does."""
+    score = scores(judge, [row["prompt"] for row in asked], texts, references_of(asked))
+    gold = score if judge.is_gold else gold_scores(asked, texts)
+    judged = []
+    for scored, known in zip(score, gold, strict=True):
+        judged.append([{"score": s, "gold": g} for s, g in zip(scored, known, strict=True)])
+    return judged
+
+
+def gold_scores(asked: Sequence[Row], texts: Sequence[Sequence[str]]) -> list[list[float]] | list[list[None]]:
+    """The gold reward of every text; None without references."""
+    references = references_of(asked)
+    if references is None:
+        return [[None] * len(row) for row in texts]
+    return scores(GOLD, [row["prompt"] for row in asked], texts, references)
+
+
+def references_of(asked: Sequence[Row]) -> list[str] | None:
+    """The humans' responses, or None if a prompt has none."""
+    references = [row["reference"] for row in asked]
+    return None if None in references else references
+
+
+def scores_stage(loop: Loop, iteration: int, prompts: Artefact, candidates: Artefact) -> Artefact:
+    """The judge's score of every candidate, and the gold reward where there are references; rows as the candidates'."""
+    facts = {"prompts": prompts.content, "candidates": candidates.content, "judge": loop.judge.identity}
+
+    def make(path: Path) -> None:
+        texts = [[c["text"] for c in row] for row in by_prompt(read_table(candidates))]
+        rows = []
+        for i, row in enumerate(judge_texts(loop.judge, unpacked(read_table(prompts)), texts)):
+            rows += [{"prompt": i, **judgement} for judgement in row]
+        write_table(path, rows, pa.schema(SCORES))
+
+    return stage(loop.folder(iteration), "scores", facts, make)
 
 
 def _model_judge(folder: Path, device: str, relative: bool) -> Judge:

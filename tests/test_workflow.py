@@ -1,6 +1,7 @@
-"""The online loop on a toy language: its artefacts, what a changed setting reaches, and what it refuses."""
+"""The workflow on a toy language: its artefacts, what a changed setting reaches, and what it refuses."""
 
 import json
+import re
 import resource
 import shutil
 import signal
@@ -12,23 +13,24 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from rlhf_lab.commands import cli
-from rlhf_lab.commands import train_online as command
+from rlhf_lab.commands import cli, train_online
+from rlhf_lab.commands import workflow as command
 from rlhf_lab.common.arguments import Parser, read_values
 from rlhf_lab.data.examples import Example
+from rlhf_lab.data.records import load_preferences
 from rlhf_lab.engine.generate import sample
 from rlhf_lab.engine.loading import load_model
 from rlhf_lab.judges.reward_model import reward_model
 from rlhf_lab.judges.rouge import rouge_l
 from rlhf_lab.objective import preset
-from rlhf_lab.online import figure, results
-from rlhf_lab.online.artefacts import MANIFEST, verified
-from rlhf_lab.online.loop import train_online
-from rlhf_lab.online.settings import online_preset
 from rlhf_lab.training.preference import train_preference
-from tests.online_toy import toy_run
+from rlhf_lab.workflow import figure, results
+from rlhf_lab.workflow.artefacts import MANIFEST, verified
+from rlhf_lab.workflow.loop import run_workflow
+from rlhf_lab.workflow.presets import workflow_preset
 from tests.toy import save_toy, toy_corpus, toy_tokenizer
 from tests.training_helpers import distance
+from tests.workflow_toy import toy_run
 
 NAMES = ("prompts", "candidates", "scores", "pairs", "policy", "evaluation")
 
@@ -46,7 +48,7 @@ def sft(tmp_path_factory) -> str:
 
 def run(out, sft, preset="rlhf-workflow", function=None, **changes) -> dict:
     """function: the judge, in place of the one that `judge` names."""
-    return train_online(*toy_run(out, sft, preset, **changes), corpus=toy_corpus(), judge=function)
+    return run_workflow(*toy_run(out, sft, preset, **changes), corpus=toy_corpus(), judge=function)
 
 
 @pytest.fixture(scope="module")
@@ -75,26 +77,36 @@ def table(out: Path, iteration: int, name: str) -> list[dict]:
 
 def remade(found: dict) -> set[str]:
     """ "1 pairs", "2 policy", .. that were not read back."""
-    return {name[10:].replace(", ", " ") for name in found["artefacts"] if name not in found["read_back"]}
+    return {short(name) for name in found["artefacts"] if name not in found["read_back"]}
+
+
+def short(name: str) -> str:
+    """ "1 pairs" of "iteration-1/pairs-3f2a"."""
+    return re.sub(r"iteration-(\d+)/(\w+)-.*", r"\1 \2", name)
+
+
+def content(found: dict, name: str) -> str | None:
+    """The content of the artefact "1 pairs", None if there is none."""
+    return {short(place): value for place, value in found["artefacts"].items()}.get(name)
 
 
 def test_the_run_leaves_tables_manifests_models_and_numbers(base):
     out, found = base
-    assert found == json.loads((out / "metrics.json").read_text())
-    assert [row["iteration"] for row in found["iterations"]] == [0, 1, 2]
+    assert found == json.loads((out / "results.json").read_text())
+    assert [row["iteration"] for row in found["policies"]] == [0, 1, 2]
     for iteration in (1, 2):
         for name in NAMES:
             manifest = json.loads((stage_folder(out, iteration, name) / MANIFEST).read_text())
             assert manifest["notes"]["seconds"] > 0 and manifest["files"]
-        numbers = found["iterations"][iteration]
+        numbers = found["policies"][iteration]
         assert set(numbers["seconds"]) == set(NAMES)
         gold = numbers["gold"]
         assert gold["reward"]["low"] <= gold["reward"]["mean"] <= gold["reward"]["high"]
         assert gold["delta_vs_sft"]["mean"] == pytest.approx(
-            gold["reward"]["mean"] - found["iterations"][0]["gold"]["reward"]["mean"]
+            gold["reward"]["mean"] - found["policies"][0]["gold"]["reward"]["mean"]
         )
         assert {"win_rate_vs_sft", "win_rate_vs_last", "greedy"} <= set(gold)
-    assert found["iterations"][0]["kl"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert found["policies"][0]["kl"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert "iteration-2" not in (out / "report.md").read_text() and "## Gold reward" in (out / "report.md").read_text()
     assert not list(out.glob("iteration-*/.*"))
 
@@ -102,7 +114,7 @@ def test_the_run_leaves_tables_manifests_models_and_numbers(base):
 def test_the_numbers_are_those_of_the_tables(base):
     """KL, entropy, length, reward and pair counts of iteration 2, from the rows by plain arithmetic."""
     out, found = base
-    numbers, rows = found["iterations"][2], table(out, 2, "evaluation")
+    numbers, rows = found["policies"][2], table(out, 2, "evaluation")
     sampled = [row for row in rows if row["decoding"] == "sampled"]
     assert len(sampled) == 12 and len(rows) == 18
     mean = sum(row["logp"] - row["ref_logp"] for row in sampled) / 12
@@ -157,7 +169,7 @@ def test_a_changed_setting_makes_again_exactly_what_depends_on_it(changes, expec
     found = run(copy, sft, **changes)
     assert remade(found) == expected
     if expected and changes != {"iterations": 3} and "eval_samples" not in changes:  # and it has an effect
-        assert found["artefacts"]["iteration-2, policy"] != base[1]["artefacts"]["iteration-2, policy"]
+        assert content(found, "2 policy") != content(base[1], "2 policy")
     again = run(copy, sft)
     assert remade(again) == set() and again["artefacts"] == base[1]["artefacts"]
 
@@ -169,8 +181,9 @@ def test_another_seed_makes_everything_again(copy, sft):
 def test_a_moving_reference_is_the_current_policy_and_newest_data_its_own(copy, sft, base):
     """Iteration 2 by hand, with the library's own training: the same weights, bit for bit."""
     out, _ = base
-    settings, objective, training = toy_run(copy, sft, reference="moving", data="newest")
-    train_online(settings, objective, training, corpus=toy_corpus())
+    plan = toy_run(copy, sft, reference="moving", data="newest")
+    run_workflow(*plan, corpus=toy_corpus())
+    objective, training = plan.objectives["dpo"], plan.training
     prompts, pairs = table(copy, 2, "prompts"), table(copy, 2, "pairs")
     examples = [
         Example(tuple(prompts[p["prompt"]]["ids"]), (tuple(p["chosen_tokens"]), tuple(p["rejected_tokens"])))
@@ -202,9 +215,9 @@ def test_each_calibration_trains_another_policy(sft, tmp_path):
     policies = {}
     for calibration in ("reference", "previous", "chosen", "rejected"):
         found = run(tmp_path, sft, "vpo-online", alpha=0.5, calibration=calibration)
-        policies[calibration] = found["artefacts"]["iteration-2, policy"]
-        assert ("iteration-1, calibration" in found["artefacts"]) == (calibration in ("reference", "previous"))
-    policies["none"] = run(tmp_path, sft, "vpo-online", alpha=0.0)["artefacts"]["iteration-2, policy"]
+        policies[calibration] = content(found, "2 policy")
+        assert (content(found, "1 calibration") is not None) == (calibration in ("reference", "previous"))
+    policies["none"] = content(run(tmp_path, sft, "vpo-online", alpha=0.0), "2 policy")
     assert len(set(policies.values())) == 5
 
 
@@ -289,7 +302,7 @@ def test_a_judge_that_returns_nan_names_stage_and_prompts(sft, tmp_path):
 def test_a_proxy_is_reported_beside_gold_and_its_name_is_part_of_the_key(copy, sft):
     found = run(copy, sft, judge="length 1", function=by_length)
     assert remade(found) == {"0 evaluation", "1 scores"} | FROM_PAIRS - {"2 prompts"}
-    last = found["iterations"][2]
+    last = found["policies"][2]
     assert last["score"]["reward"]["mean"] == pytest.approx(0.01 * last["characters"]["mean"])
     assert "gold" in last and found["judges"] == ["score", "gold"]
     again = run(copy, sft, judge="length 1", function=by_length)
@@ -310,8 +323,8 @@ def test_a_reward_model_and_a_pairwise_model_judge_from_their_folders(sft, tmp_p
     )
 
     found = run(tmp_path / "b", sft, judge=sft, iterations=1)
-    assert found["iterations"][0]["score"]["reward"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
-    assert 0 < found["iterations"][1]["score"]["reward"]["mean"] < 1
+    assert found["policies"][0]["score"]["reward"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
+    assert 0 < found["policies"][1]["score"]["reward"]["mean"] < 1
     assert {row["score"] for row in table(tmp_path / "b", 1, "evaluation")} != {0.5}
     with pytest.raises(ValueError, match="neither gold nor a folder"):
         run(tmp_path / "c", sft, judge=str(tmp_path / "nothing"))
@@ -343,14 +356,71 @@ def test_prompts_of_the_users_own(sft, tmp_path):
     """With references gold works; without, another judge does, and no gold is reported; held-out rows are others."""
     out, file = tmp_path / "run", tmp_path / "prompts.jsonl"
     found = run(out, sft, prompts_file=write_prompts(file, reference="open file key"), iterations=1)
-    assert "gold" in found["iterations"][1]
+    assert "gold" in found["policies"][1]
     asked = [{row["prompt"] for row in table(out, i, "prompts")} for i in (0, 1)]
     assert len(asked[0]) == 6 and len(asked[1]) == 8 and not asked[0] & asked[1]
     write_prompts(file)
     with pytest.raises(ValueError, match="judge='gold' needs a `reference`"):
         run(out, sft, prompts_file=str(file))
     found = run(out, sft, prompts_file=str(file), iterations=1, judge="length", function=by_length)
-    assert "gold" not in found["iterations"][1] and found["judges"] == ["score"]
+    assert "gold" not in found["policies"][1] and found["judges"] == ["score"]
+
+
+def test_a_prompt_that_stands_twice_is_one_prompt(sft, tmp_path, capsys):
+    """16 prompts written twice: never learned from and held out at once, and never counted twice."""
+    out, file = tmp_path / "run", tmp_path / "prompts.jsonl"
+    write_prompts(file, 16, reference="open file key")
+    file.write_text(file.read_text() * 2)
+    run(out, sft, prompts_file=str(file), iterations=1, documents="blocks", prompts=10, eval_prompts=6)
+    held_out, asked = ([row["prompt"] for row in table(out, i, "prompts")] for i in (0, 1))
+    assert len({*held_out, *asked}) == 16
+    assert "16 of 32 rows repeat an earlier prompt" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="there are 10 and 6"):
+        run(out, sft, prompts_file=str(file), iterations=1, documents="blocks", prompts=11, eval_prompts=6)
+
+
+def test_prompts_as_messages_reach_the_judge_as_messages(tmp_path):
+    """A reward model reads the template's tokens, the end of the turn included; a function gets the messages."""
+    tokenizer = chat_tokenizer()
+    sft, judge = tmp_path / "sft", tmp_path / "judge"
+    save_toy(sft)
+    tokenizer.save_pretrained(sft)
+    reward = reward_model(str(sft), seed=3)
+    reward.save_pretrained(judge)
+    tokenizer.save_pretrained(judge)
+    rows = [{"prompt": [{"role": "user", "content": d.description}]} for d in toy_corpus()[:20]]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"prompts_file": str(tmp_path / "prompts.jsonl"), "iterations": 1}
+    run(tmp_path / "a", str(sft), judge=str(judge), **options)
+    prompts, drawn = table(tmp_path / "a", 1, "prompts"), table(tmp_path / "a", 1, "candidates")
+    candidate = next(row for row in drawn if row["text"])
+    question = tokenizer.apply_chat_template(json.loads(prompts[candidate["prompt"]]["prompt"]), tokenize=False)
+    ids = tokenizer(question + "open " + candidate["text"] + " <tldr>").input_ids
+    assert ids[-1] == 2 and 1 not in ids  # the turn's end is the template's token, and no EOS stands behind it
+    ids = torch.tensor([ids])
+    score = table(tmp_path / "a", 1, "scores")[drawn.index(candidate)]["score"]
+    assert score == pytest.approx(float(reward(ids).logits.detach()), abs=1e-4)
+
+    seen = []
+
+    def by_messages(prompts, responses, references=None):
+        seen.extend(prompts)
+        return by_length(prompts, responses)
+
+    run(tmp_path / "b", str(sft), judge="mine", function=by_messages, **options)
+    assert all(prompt[0]["role"] == "user" for prompt in seen)
+    records, _ = load_preferences(tmp_path / "b" / "pairs.jsonl")
+    assert records[0].prompt[0]["role"] == "user" and records[0].chosen[0]["role"] == "assistant"
+
+
+def chat_tokenizer():
+    """The toy language with a template: `key WORDS <tldr>` is a user's turn, `open WORDS <tldr>` the assistant's."""
+    tokenizer = toy_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}key {{ m.content }} <tldr> "
+        "{% else %}open {{ m.content }} <tldr> {% endif %}{% endfor %}{% if add_generation_prompt %}open {% endif %}"
+    )
+    return tokenizer
 
 
 def test_a_file_of_prompts_that_cannot_be_used_is_refused(sft, tmp_path):
@@ -368,7 +438,7 @@ def test_a_file_of_prompts_that_cannot_be_used_is_refused(sft, tmp_path):
 def test_blocks_never_repeat_a_prompt_and_cycles_do_when_all_are_used(sft, tmp_path):
     """60 validation documents: 25 an iteration, the third starts over after 10."""
     found = run(tmp_path, sft, prompts=25, iterations=3, eval_prompts=2, candidates=2, max_steps=1)
-    assert len(found["iterations"]) == 4
+    assert len(found["policies"]) == 4
     asked = [[row["prompt"] for row in table(tmp_path, i, "prompts")] for i in (1, 2, 3)]
     assert len({*asked[0], *asked[1], *asked[2][:10]}) == 60 and asked[2][10:] == asked[0][:15]
     with pytest.raises(ValueError, match=r"75 prompts .* documents='cycle'"):
@@ -387,26 +457,29 @@ def test_the_figure_shows_every_panel_for_one_and_for_two_judges(base):
     numbers = json.loads(json.dumps(base[1]))
     drawn = figure.draw_figure(numbers)
     assert len(drawn.axes) == 8 and all(ax.get_title(loc="left") for ax in drawn.axes)
-    line = drawn.axes[0].get_lines()[0]
-    assert line.get_ydata().tolist() == [row["gold"]["reward"]["mean"] for row in numbers["iterations"]]
-    for row in numbers["iterations"]:
+    points = [line.get_ydata()[0] for line in drawn.axes[0].get_lines() if line.get_marker() == "o"]
+    assert points == [row["gold"]["reward"]["mean"] for row in numbers["policies"]]
+    frontier = drawn.axes[2].get_lines()[0]
+    assert frontier.get_xdata().tolist() == [row["kl"]["mean"] for row in numbers["policies"]]
+    for row in numbers["policies"]:
         row["score"] = row["gold"]
     two = figure.draw_figure(numbers | {"judges": ["score", "gold"]})
-    assert two.axes[4].get_title(loc="left") == "proxy reward on held-out prompts"
-    assert "iteration 2: gold reward" in figure.describe(numbers)
+    assert two.axes[1].get_title(loc="left").startswith("proxy reward")
+    assert "DPO, iteration 2: gold reward" in figure.describe(numbers)
 
 
 def test_flags_and_yaml_become_settings(monkeypatch, tmp_path):
     received = []
-    monkeypatch.setattr(command, "train_online", lambda *run: received.append(run))
+    monkeypatch.setattr(command, "run_workflow", lambda *run: received.append(run))
+    monkeypatch.setattr(command, "screen", lambda results: "")
     example = Path(command.__file__).parents[1] / "recipes/online_example.yaml"
     assert cli.main(["train", "online", "--config", str(example), "--iterations", "5", "--alpha", "0.1"]) == 0
     assert cli.main(["train", "online", "--preset", "xpo", "--output-dir", "x", "--warm-start", "false"]) == 0
-    assert received[0] == online_preset(iterations=5, alpha=0.1)
-    assert received[1] == online_preset("xpo", output_dir="x", warm_start=False)
-    assert received[1][1] == preset("xpo")
+    assert received[0] == workflow_preset(iterations=5, alpha=0.1)
+    assert received[1] == workflow_preset("xpo", output_dir="x", warm_start=False)
+    assert received[1][1] == {"xpo": preset("xpo")}
     for bad in (["--preset", "ppo"], ["--judge", "server"], ["--pairs", "best"], ["--iteration", "3"]):
         assert cli.main(["train", "online", *bad]) == 2
     parser = Parser()
-    command.add_arguments(parser)
-    assert read_values(parser.parse_args(["--temperatures", "1,0.5"]), *command.CLASSES) == {"temperatures": (1.0, 0.5)}
+    train_online.add_arguments(parser)
+    assert read_values(parser.parse_args(["--temperatures", "1,0.5"]), *command.SHARED) == {"temperatures": (1.0, 0.5)}

@@ -1,6 +1,6 @@
-"""Small settings for the tests of the online loop, on the toy language of `tests.toy`."""
+"""Small settings for the tests of the workflow, on the toy language of `tests.toy`."""
 
-from rlhf_lab.online.settings import OnlineRun, online_preset
+from rlhf_lab.workflow.presets import Plan, workflow_preset
 
 SMALL = {
     "iterations": 2,
@@ -18,8 +18,8 @@ SMALL = {
 }
 
 
-def toy_run(out, model: str, preset: str = "rlhf-workflow", **changes) -> OnlineRun:
+def toy_run(out, model: str, preset: str = "rlhf-workflow", **changes) -> Plan:
     """A run of a second or so; `changes` are any settings."""
     if preset in ("xpo", "vpo-online"):
         changes = {"candidates": 2} | changes
-    return online_preset(preset, **(SMALL | {"output_dir": str(out), "model": model} | changes))
+    return workflow_preset(preset, **(SMALL | {"output_dir": str(out), "model_name_or_path": model} | changes))

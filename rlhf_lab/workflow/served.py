@@ -9,19 +9,15 @@ Only a server that answers to every name would not be caught.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rlhf_lab.engine.serving.exchange import ServerError
 from rlhf_lab.engine.serving.sampling import Responses, plain_sampling, server_sample
-from rlhf_lab.online.artefacts import Artefact
-from rlhf_lab.online.settings import OnlineSettings
-from rlhf_lab.training.checkpoints import TEMPORARY
-
-WORK = ".drawn-"
+from rlhf_lab.workflow.artefacts import Artefact
+from rlhf_lab.workflow.settings import WorkflowSettings
 
 
 def served_draws(
-    settings: OnlineSettings,
+    settings: WorkflowSettings,
     policy: Artefact,
     tokenizer,
     prompts: Sequence[Sequence[int]],
@@ -64,8 +60,3 @@ def served_draws(
             "this policy have arrived and are kept",
             error.status,
         ) from error
-
-
-def kept_draws(path: Path) -> Path:
-    """Where the draws of an unfinished stage outlive a failure; the stage's key is in the name."""
-    return path.with_name(f"{WORK}{path.name.removeprefix(TEMPORARY)}.json")

@@ -4,17 +4,17 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import NamedTuple
 
 from rlhf_lab.data.examples import Example
 from rlhf_lab.objective import Objective
-from rlhf_lab.online.artefacts import Artefact, read_table, stage
-from rlhf_lab.online.stages import Loop
 from rlhf_lab.training.checkpoints import TEMPORARY, remove_unfinished
 from rlhf_lab.training.metrics import METRICS_FILE
 from rlhf_lab.training.preference import train_preference
+from rlhf_lab.workflow.artefacts import Artefact, read_table, stage
+from rlhf_lab.workflow.run import Loop
 
 WORK = ".training-"
 
@@ -25,6 +25,11 @@ class Data(NamedTuple):
     prompts: Artefact
     pairs: Artefact
     calibration: Artefact | None
+
+    @property
+    def contents(self) -> list[str]:
+        """What decides the examples."""
+        return [artefact.content for artefact in self if artefact]
 
     @classmethod
     def of(cls, stages: dict[str, Artefact]) -> "Data":
@@ -40,7 +45,7 @@ def policy_stage(loop: Loop, iteration: int, data: Sequence[Data], start: Artefa
     facts = {
         "start": start.content,
         "reference": reference.content,
-        "data": [[artefact.content for artefact in each if artefact] for each in data],
+        "data": [each.contents for each in data],
         "objective": objective_facts(loop.objective),
         "training": loop.training.identity(),
     }
@@ -51,10 +56,11 @@ def policy_stage(loop: Loop, iteration: int, data: Sequence[Data], start: Artefa
             result = train_preference(
                 start.path,
                 loop.tokenizer,
-                [example for each in data for example in examples(each)],
+                list(chain.from_iterable(map(examples, data))),
                 loop.objective,
                 replace(loop.training, output_dir=str(work)),
                 reference=None if start.content == reference.content else reference.path,
+                cache_dir=Path(loop.training.output_dir) / "reference",  # objectives of one run share its log-probs
             )
         except BaseException:
             remove_unfinished(work)
@@ -88,16 +94,12 @@ def examples(data: Data) -> list[Example]:
     """The kept pairs as (chosen, rejected[, calibration]), the sampled token ids as they are; `row` is the prompt's."""
     prompts, pairs = read_table(data.prompts), read_table(data.pairs)
     calibration = read_table(data.calibration) if data.calibration else repeat(None, len(pairs))
-    return [
-        Example(
-            tuple(prompts[pair["prompt"]]["ids"]),
-            tuple(
-                tuple(tokens)
-                for tokens in (pair["chosen_tokens"], pair["rejected_tokens"], extra and extra["tokens"])
-                if tokens
-            ),
-            row=pair["prompt"],
-        )
-        for pair, extra in zip(pairs, calibration, strict=True)
-        if pair["status"] == "pair"
-    ]
+    found = []
+    for pair, extra in zip(pairs, calibration, strict=True):
+        if pair["status"] != "pair":
+            continue
+        responses = [pair["chosen_tokens"], pair["rejected_tokens"]]
+        responses += [extra["tokens"]] if extra else []
+        prompt = tuple(prompts[pair["prompt"]]["ids"])
+        found.append(Example(prompt, tuple(map(tuple, responses)), row=pair["prompt"]))
+    return found
