@@ -12,7 +12,6 @@ import json
 import os
 import re
 import sysconfig
-import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from tqdm.auto import tqdm
 
+from rlhf_lab.common.files import stored
 from rlhf_lab.data.prose import description_prose, is_prose, paragraphs, plain
 
 SUMMARY_WORDS = (4, 25)
@@ -69,18 +69,16 @@ def docstring_pairs(cache_dir: str | os.PathLike | None = None, *, progress: boo
 def read_corpus(cache_dir: str | os.PathLike | None = None, *, progress: bool = True) -> Reading:
     """The pairs and what was read for them: harvested the first time (under a minute), then from the cache.
 
-    cache_dir: default $RLHF_LAB_CACHE, or rlhf_lab in the user's cache directory.
+    cache_dir: default $RLHF_LAB_CACHE, or rlhf_lab in the user's cache directory. A broken cache is made again.
     """
-    path = _cache_dir(cache_dir) / f"pairs-{_environment_key()}.jsonl"
-    if path.exists():
-        with path.open(encoding="utf8") as file:
-            counts, *pairs = map(json.loads, file)
-        return Reading([DocstringPair(**pair) for pair in pairs], **counts)
-    docstrings, files, skipped = harvest(progress=progress)
-    reading = Reading(clean_pairs(docstrings), files, skipped)
-    lines = [{"files": files, "skipped": skipped}, *map(asdict, reading.pairs)]
-    _write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    return reading
+
+    def make() -> dict:
+        docstrings, files, skipped = harvest(progress=progress)
+        return {"files": files, "skipped": skipped, "pairs": [asdict(pair) for pair in clean_pairs(docstrings)]}
+
+    key = _environment_key()
+    found, _ = stored(_cache_dir(cache_dir) / f"corpus-{key}.json", key, make)
+    return Reading([DocstringPair(**pair) for pair in found["pairs"]], found["files"], found["skipped"])
 
 
 def corpus_fingerprint(pairs: Iterable[DocstringPair]) -> str:
@@ -221,9 +219,3 @@ def _cache_dir(cache_dir: str | os.PathLike | None) -> Path:
     path = Path(cache_dir) if cache_dir else Path(os.environ.get("RLHF_LAB_CACHE", default))
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", encoding="utf8", dir=path.parent, delete=False) as file:
-        file.write(text)
-    os.replace(file.name, path)
