@@ -12,11 +12,11 @@ import json
 import os
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from packaging.requirements import Requirement
 from tqdm.auto import tqdm
@@ -32,6 +32,9 @@ SHIPPED_CORPUS, SHIPPED_PYTHON = "1cb90e5f0ee147c5", "3.11.7"
 # Part of the cache's key: raise it when the cleaning changes.
 CLEANING_VERSION = 2
 OVERLAP_WORDS = 12
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -91,15 +94,17 @@ def corpus_fingerprint(pairs: Iterable[DocstringPair]) -> str:
 
 def harvest(*, progress: bool = True) -> tuple[list[Docstring], int, int]:
     """Every docstring of the standard library and the declared dependencies; the numbers of files read and skipped."""
+    found = list(read_files(read_docstrings, progress=progress))
+    docstrings = [docstring for of_file in found for docstring in of_file or ()]
+    return docstrings, len(found), sum(of_file is None for of_file in found)
+
+
+def read_files(read: Callable[[tuple[str, str]], T], *, progress: bool = True) -> Iterator[T]:
+    """read((package, path)) of every file of `source_files`, in their order, by all cores."""
     files = list(source_files())
-    docstrings: list[Docstring] = []
-    skipped = 0
     with ProcessPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        found = pool.map(read_docstrings, files, chunksize=64)
-        for result in tqdm(found, total=len(files), desc="reading docstrings", unit="file", disable=not progress):
-            skipped += result is None
-            docstrings.extend(result or ())
-    return docstrings, len(files), skipped
+        found = pool.map(read, files, chunksize=64)
+        yield from tqdm(found, total=len(files), desc="reading sources", unit="file", disable=not progress)
 
 
 def source_files() -> Iterator[tuple[str, str]]:
@@ -117,16 +122,27 @@ def source_files() -> Iterator[tuple[str, str]]:
 def read_docstrings(source_and_path: tuple[str, str]) -> list[Docstring] | None:
     """The docstrings of one file by `ast`, or None if it cannot be read or parsed."""
     source, path = source_and_path
+    parsed = parse_file(path)
+    return None if parsed is None else docstrings_of(parsed[0], source, Path(path).stem)
+
+
+def parse_file(path: str) -> tuple[ast.Module, bytes] | None:
+    """The tree and the bytes of a source file, or None if it cannot be read or parsed."""
     try:
-        tree = ast.parse(Path(path).read_bytes())
+        content = Path(path).read_bytes()
+        return ast.parse(content), content
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+
+
+def docstrings_of(tree: ast.Module, source: str, module: str) -> list[Docstring]:
+    """The docstrings of one file's tree, in the order of `ast.walk`."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     found = []
     for node in ast.walk(tree):
         text = ast.get_docstring(node) if isinstance(node, documented) else None
         if text:
-            found.append(Docstring(source, getattr(node, "name", Path(path).stem), text))
+            found.append(Docstring(source, getattr(node, "name", module), text))
     return found
 
 
