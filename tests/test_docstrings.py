@@ -154,10 +154,26 @@ def test_the_corpus_of_this_machine(tmp_path):
     begin = time.perf_counter()
     assert docstrings.docstring_pairs(tmp_path, progress=False) == pairs
     assert time.perf_counter() - begin < 10  # read back, not harvested: that takes half a minute
-    (file,) = tmp_path.glob("pairs-*.jsonl")
-    counts, first = map(json.loads, file.read_text(encoding="utf8").splitlines()[:2])
-    assert counts["files"] > 1000 > counts["skipped"]
-    assert first["description"] == pairs[0].description
+    (file,) = tmp_path.glob("corpus-*.json")
+    found = json.loads(file.read_text(encoding="utf8"))["value"]
+    assert found["files"] > 1000 > found["skipped"]
+    assert found["pairs"][0]["description"] == pairs[0].description
+
+
+@pytest.mark.parametrize("left", [0, 1, 0.5, 0.99])
+def test_a_broken_cache_is_named_and_made_again(tmp_path, monkeypatch, capsys, left):
+    """Empty, or cut anywhere, as a power loss leaves it; also cut behind a whole line."""
+    harvested = [numbered(i) for i in range(30)]
+    monkeypatch.setattr(docstrings, "harvest", lambda progress: (harvested, 7, 2))
+    reading = docstrings.read_corpus(tmp_path)
+    (file,) = tmp_path.glob("corpus-*.json")
+    whole = file.read_bytes()
+    monkeypatch.setattr(docstrings, "harvest", lambda progress: 1 / 0)
+    assert docstrings.read_corpus(tmp_path) == reading and reading.files == 7 and len(reading.pairs) > 20
+    file.write_bytes(whole[: left if left in (0, 1) else int(left * len(whole))])
+    monkeypatch.setattr(docstrings, "harvest", lambda progress: (harvested, 7, 2))
+    assert docstrings.read_corpus(tmp_path) == reading and file.read_bytes() == whole
+    assert f"{file} is broken" in capsys.readouterr().out
 
 
 def test_the_fingerprint_knows_every_pair_and_its_split():

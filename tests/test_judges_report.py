@@ -260,6 +260,13 @@ def test_judge_from_the_command_line_twice(tmp_path, capsys, kind):
     assert main(["judge", *flags]) == 0
     assert capsys.readouterr().out.count("as made before") == 4
     assert json.loads((tmp_path / "out" / "report.json").read_text())["report"] == result["report"]
+    broken, *others = sorted((tmp_path / "out" / "folds").iterdir())
+    broken.write_text(broken.read_text()[:50])
+    others[0].write_text("")
+    assert main(["judge", *flags]) == 0
+    said = capsys.readouterr().out
+    assert f"{broken} is broken" in said and f"{others[0]} is broken" in said and said.count("as made before") == 2
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["report"] == result["report"]
     assert main(["judge", *flags, "--test_folds", "3"]) == 2 and "must be in 1..2" in capsys.readouterr().err
     data.write_bytes(b"no gzip")
     assert main(["judge", *flags]) == 2 and "not a whole gzip file" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from rlhf_lab.data.contents import split_prompt
 from rlhf_lab.data.known_datasets import KNOWN_DATASETS
 from rlhf_lab.data.problems import InvalidRecords
 from rlhf_lab.data.records import (
@@ -19,7 +20,6 @@ from rlhf_lab.data.records import (
     load_sft,
     preference_records,
     sft_records,
-    split_prompt,
 )
 
 GOOD = [

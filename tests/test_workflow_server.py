@@ -245,7 +245,7 @@ def one(logprobs) -> dict:
 
 
 NOT_READABLE = {
-    r"comparison 0 of 2: the answer has no top_logprobs.*judge_answer='letter'": one(None),
+    r"comparison 0 of 2: the answer has no top_logprobs.*--judge_answer letter": one(None),
     "no top_logprobs": one({"top_logprobs": []}),
     r"not a log-prob of each of some tokens": one({"top_logprobs": [{"A": math.nan, "B": -1.0}]}),
     r"'A': 0.9.*not a log-prob": one({"top_logprobs": [{"A": 0.9, "B": 0.1}]}),

@@ -4,7 +4,7 @@ with style():
     fig, ax = plt.subplots()
     ax.plot(steps, rewards, color=method_colour("dpo"), label="DPO")
     label_ends(ax)
-save_figure(fig, Path("rewards.png"))
+save_png(fig, Path("rewards.png"))
 """
 
 import base64
@@ -103,7 +103,7 @@ def method_colour(method: str) -> str:
 def style() -> Iterator[None]:
     """STYLE over matplotlib's defaults inside a `with`: the reader's own settings have no say there, and stay outside.
 
-    Ticks and their labels are made when a figure is drawn, so it is saved inside as well: `save_figure`, `png_bytes`.
+    Ticks and their labels are made when a figure is drawn, so it is saved inside as well: `save_png`, `png_bytes`.
     """
     with plt.style.context(["default", dict(STYLE)]):
         yield
@@ -208,7 +208,7 @@ def interval_bars(
     ax.grid(False, axis="y")
 
 
-def save_figure(fig: Figure, path: Path, *, dpi: int = 130) -> None:
+def save_png(fig: Figure, path: Path, *, dpi: int = 130) -> None:
     """The figure as a PNG in all its colours, in the house style: the whole file or none, the same bytes every time."""
     write_atomically(path, _rendered(fig, dpi))
 

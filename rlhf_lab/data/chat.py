@@ -16,9 +16,9 @@ from functools import lru_cache
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lab.data.contents import Messages
 from rlhf_lab.data.known_datasets import common_prefix_length
 from rlhf_lab.data.problems import TokenError, shorten
-from rlhf_lab.data.records import Messages
 
 TEMPLATE_DATE = date(2024, 7, 26)
 OPEN, CLOSE = "<think>", "</think>"

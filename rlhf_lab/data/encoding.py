@@ -13,8 +13,8 @@ from functools import lru_cache
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lab.data.chat import rendered, response_text
+from rlhf_lab.data.contents import Content, Messages
 from rlhf_lab.data.problems import TokenError, shorten
-from rlhf_lab.data.records import Content, Messages
 
 Ids = tuple[int, ...]
 

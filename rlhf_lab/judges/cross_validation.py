@@ -20,7 +20,7 @@ import torch
 from rlhf_lab.bradley_terry import preference_probability
 from rlhf_lab.common.assets import small_model_path
 from rlhf_lab.common.files import Clock, check_writable, key_of, write_atomically
-from rlhf_lab.common.plots import save_figure
+from rlhf_lab.common.plots import save_png
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.records import load_preferences
 from rlhf_lab.data.tokens import tokenize_preferences
@@ -113,7 +113,7 @@ def judge(settings: JudgeSettings) -> dict:
         "seconds": sum(clock.seconds.values()),
     }
     write_atomically(out / "report.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    save_figure(draw_report({settings.kind: result["report"]}), out / "report.png")
+    save_png(draw_report({settings.kind: result["report"]}), out / "report.png")
     return result
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from rlhf_lab.data.records import Content
+from rlhf_lab.data.contents import Content
 from rlhf_lab.judges.rouge import rouge_l
 
 # judge(prompts, n responses to each, one reference per prompt or None) -> n scores per prompt; higher is better.

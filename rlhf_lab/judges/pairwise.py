@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf_lab.data.contents import Content
 from rlhf_lab.data.encoding import Ids, bos_id, response_ids
 from rlhf_lab.data.examples import Example
-from rlhf_lab.data.records import Content
 from rlhf_lab.data.truncation import keep_last
 from rlhf_lab.engine.batches import Batch
 from rlhf_lab.engine.limits import choose_max_length

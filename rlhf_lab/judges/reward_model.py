@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from rlhf_lab.data.contents import Content
 from rlhf_lab.data.examples import Example
-from rlhf_lab.data.records import Content
 from rlhf_lab.engine.batches import Batch
 from rlhf_lab.engine.hidden import last_hidden
 from rlhf_lab.engine.limits import choose_max_length

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf_lab.data.contents import Content
 from rlhf_lab.data.encoding import Ids, add_bos_eos, bos_id, chat_response_ids, encode_prompt, encode_response
 from rlhf_lab.data.examples import Example
-from rlhf_lab.data.records import Content
 from rlhf_lab.data.truncation import Limits, truncate
 from rlhf_lab.engine.batches import Batch, collate, token_budget_batches
 from rlhf_lab.engine.limits import check_examples

@@ -20,9 +20,9 @@ import torch
 
 from rlhf_lab.common.files import key_of
 from rlhf_lab.common.journal import kept
+from rlhf_lab.data.contents import Content
 from rlhf_lab.data.problems import shorten
-from rlhf_lab.data.records import Content
-from rlhf_lab.engine.generate import check_positive
+from rlhf_lab.engine.options import check_positive
 from rlhf_lab.engine.serving.connection import ask, ask_all, check_server, one_choice
 from rlhf_lab.engine.serving.exchange import Server, ServerError, base_url
 from rlhf_lab.judges.gold import Judge

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlhf_lab.common.files import write_atomically
 from rlhf_lab.common.intervals import number
 from rlhf_lab.common.markdown import markdown_table
 from rlhf_lab.data.docstrings import DocstringPair
@@ -62,8 +63,8 @@ def export(model, data: Data, facts: dict, name: str, folder: Path) -> Quality:
     quality = measure(shipped, tokenizer, data.pairs, summary_examples(data, "test"))
     parameters = sum(p.numel() for p in shipped.parameters())
     results = {"name": name, "parameters": parameters, **facts, "quality": vars(quality), "versions": _versions()}
-    (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
-    (folder / "README.md").write_text(card(results), encoding="utf8")
+    write_atomically(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(folder / "README.md", card(results))
     return quality
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlhf_lab.common.plots import METHOD_LABELS, OKABE_ITO, method_colour, save_figure, style
+from rlhf_lab.common.plots import METHOD_LABELS, OKABE_ITO, method_colour, save_png, style
 from rlhf_lab.workflow.report import JUDGES, is_loop, label, main_judge
 
 LESSONS = {"identical_share": ("equal draws", "black"), "ties": ("ties", "orange"), "identical": ("same text", "blue")}
@@ -50,7 +50,7 @@ def draw_figure(results: dict) -> Figure:
 
 def write_figure(results: dict, path: Path) -> str:
     """Write the PNG, whole or not at all; returns its description in words, for readers who cannot see it."""
-    save_figure(draw_figure(results), path, dpi=110)
+    save_png(draw_figure(results), path, dpi=110)
     return describe(results)
 
 

@@ -8,9 +8,9 @@ from typing import TypedDict
 import pyarrow as pa
 
 from rlhf_lab.common.files import key_of
+from rlhf_lab.data.contents import Content, as_content
 from rlhf_lab.data.docstrings import DocstringPair, docstring_pairs
 from rlhf_lab.data.encoding import TokenError, encode_prompt, special_tokens
-from rlhf_lab.data.records import Content, as_content
 from rlhf_lab.data.sources import read_table
 from rlhf_lab.workflow.artefacts import Artefact, stage, write_table
 from rlhf_lab.workflow.run import IDS, Loop
