@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from rlhf_lab.common.bootstrap import bootstrap_mean
+from rlhf_lab.common.intervals import bootstrap_mean
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.generate import sample
 from rlhf_lab.online.artefacts import Artefact, read_table, stage, write_table
@@ -114,24 +114,24 @@ def iterate_statistics(own: Artefact, sft: Artefact, last: Artefact | None, judg
     rows = responses(own, "sampled")
 
     def mean_over_prompts(number) -> dict:
-        return bootstrap_mean([float(np.mean([number(r) for r in row])) for row in rows], seed=seed)._asdict()
+        return bootstrap_mean([float(np.mean([number(r) for r in row])) for row in rows], seed=seed)
 
     statistics["kl"] = mean_over_prompts(lambda r: r["logp"] - r["ref_logp"])
     statistics["length"] = mean_over_prompts(lambda r: len(r["tokens"]))
     statistics["characters"] = mean_over_prompts(lambda r: len(r["text"]))
     per_token = [-sum(r["logp"] for r in row) / sum(len(r["tokens"]) for r in row) for row in rows]
-    statistics["entropy"] = bootstrap_mean(per_token, seed=seed)._asdict()
+    statistics["entropy"] = bootstrap_mean(per_token, seed=seed)
     return statistics
 
 
 def _rewards(own: Artefact, sft: Artefact, last: Artefact | None, judge: str, decoding: str, seed: int) -> dict:
     mine, base = ([[r[judge] for r in row] for row in responses(a, decoding)] for a in (own, sft))
-    statistics = {"reward": bootstrap_mean([float(np.mean(row)) for row in mine], seed=seed)._asdict()}
+    statistics = {"reward": bootstrap_mean([float(np.mean(row)) for row in mine], seed=seed)}
     if last is None:
         return statistics
     gain = [float(np.mean(a) - np.mean(b)) for a, b in zip(mine, base, strict=True)]
     before = [[r[judge] for r in row] for row in responses(last, decoding)]
-    statistics["delta_vs_sft"] = bootstrap_mean(gain, seed=seed)._asdict()
-    statistics["win_rate_vs_sft"] = bootstrap_mean(win_rate(mine, base), seed=seed)._asdict()
-    statistics["win_rate_vs_last"] = bootstrap_mean(win_rate(mine, before), seed=seed)._asdict()
+    statistics["delta_vs_sft"] = bootstrap_mean(gain, seed=seed)
+    statistics["win_rate_vs_sft"] = bootstrap_mean(win_rate(mine, base), seed=seed)
+    statistics["win_rate_vs_last"] = bootstrap_mean(win_rate(mine, before), seed=seed)
     return statistics

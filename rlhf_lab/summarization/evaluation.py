@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf_lab.common.bootstrap import bootstrap_mean
+from rlhf_lab.common.intervals import bootstrap_mean
 from rlhf_lab.data.docstrings import DocstringPair
 from rlhf_lab.data.examples import Example
 from rlhf_lab.judges.rouge import ROUGE_TYPES, rouge
@@ -94,16 +94,16 @@ def summary_statistics(
     rewards = np.array([[c.reward for c in row] for row in rows])
     scores = [rouge(c.text, document.summary) for row, document in zip(rows, documents, strict=True) for c in row]
     statistics = {
-        "reward": bootstrap_mean(rewards.mean(1), seed=seed)._asdict(),
+        "reward": bootstrap_mean(rewards.mean(1), seed=seed),
         "length": float(np.mean([len(c.tokens) for row in rows for c in row])),
         "rouge": {name: float(np.mean([score[name] for score in scores])) for name in ROUGE_TYPES},
     }
     if sft_rows is not None:
         sft_rewards = np.array([[c.reward for c in row] for row in sft_rows])
         wins = bootstrap_mean(win_rate(rewards, sft_rewards), seed=seed)
-        statistics["delta_vs_sft"] = bootstrap_mean(rewards.mean(1) - sft_rewards.mean(1), seed=seed)._asdict()
-        statistics["win_rate"] = wins.mean
-        statistics["win_rate_interval"] = {"low": wins.low, "high": wins.high}
+        statistics["delta_vs_sft"] = bootstrap_mean(rewards.mean(1) - sft_rewards.mean(1), seed=seed)
+        statistics["win_rate"] = wins["mean"]
+        statistics["win_rate_interval"] = {"low": wins["low"], "high": wins["high"]}
     return statistics
 
 
@@ -114,8 +114,8 @@ def policy_statistics(
     statistics = summary_statistics(policy.sampled, documents, sft and sft.sampled, seed=seed)
     kl = bootstrap_mean(np.mean(policy.log_ratios, axis=1), seed=seed)
     # One sample may have log pi < log pi_ref; only the mean over y ~ pi is never negative. Greedy text estimates no KL.
-    statistics["kl"] = kl.mean
-    statistics["kl_interval"] = {"low": kl.low, "high": kl.high}
+    statistics["kl"] = kl["mean"]
+    statistics["kl_interval"] = {"low": kl["low"], "high": kl["high"]}
     statistics["greedy"] = summary_statistics(policy.greedy, documents, sft and sft.greedy, seed=seed)
     return statistics
 
@@ -125,6 +125,6 @@ def lead_words(documents: Sequence[DocstringPair], words: int = LEAD_WORDS, *, s
     scores = [rouge(" ".join(d.description.split()[:words]), d.summary) for d in documents]
     return {
         "words": words,
-        "reward": bootstrap_mean([score["rougeL"] for score in scores], seed=seed)._asdict(),
+        "reward": bootstrap_mean([score["rougeL"] for score in scores], seed=seed),
         "rouge": {name: float(np.mean([score[name] for score in scores])) for name in ROUGE_TYPES},
     }
