@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_lab.commands.cli import main
+from rlhf_lab.commands.training import report_rulers
 from rlhf_lab.common.assets import small_model_path
+from rlhf_lab.data.examples import Example
 from rlhf_lab.judges.cross_validation import split_by_group
 from rlhf_lab.judges.gold import gold_judge, gold_score
 from rlhf_lab.judges.report import (
@@ -284,3 +286,16 @@ def test_the_command_says_where_groups_are_few(tmp_path, capsys):
     flags = ["--data", str(data), "--model", str(small_model_path("tiny")), "--folds", "2"]
     assert main(["judge", *flags, "--out", str(tmp_path / "out")]) == 0
     assert "few groups: 3]" in capsys.readouterr().out
+
+
+def test_training_is_compared_with_both_rulers(capsys):
+    """Prompt 1: longer chosen twice; prompt 2: once a tie, once shorter. Longer is right in (1 + 1 + 1/2) / 4."""
+    lengths = [((1,), 3, 2), ((1,), 5, 2), ((2,), 2, 2), ((2,), 1, 4)]
+    examples = [Example(prompt, ((7,) * chosen, (8,) * rejected)) for prompt, chosen, rejected in lengths]
+    report_rulers(0.6, examples)
+    shown = capsys.readouterr().out
+    assert "always_longer                0.625" in shown and "always_shorter               0.375" in shown
+    assert shown.count("few groups: 2") == 2
+    assert "No better than a ruler: always longer is right in 0.625 of the 4 evaluation comparisons" in shown
+    report_rulers(0.7, examples)
+    assert "No better" not in capsys.readouterr().out

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf_lab.common.intervals import bootstrap_mean, grouped_mean, share_interval
+from rlhf_lab.common.intervals import Interval, bootstrap_mean, grouped_mean, share_interval
 
 # Finer where most judges are: not at all sure.
 CERTAINTY_BINS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9, 1.0)
@@ -62,6 +62,16 @@ def wins(differences: np.ndarray) -> np.ndarray:
     return (np.sign(differences) + 1) / 2
 
 
+def length_rules(lengths: np.ndarray, groups: Sequence[Hashable]) -> dict[str, Interval]:
+    """How often the longer response is the chosen one, and the shorter: what a judge must beat. Equal lengths: 1/2.
+
+    lengths: [N, 2] of (chosen, rejected). groups: N names of what is independent. Both directions: where short answers
+    win, a judge may beat always-longer and be worse than a ruler. {"always_longer", "always_shorter"}.
+    """
+    longer = wins(lengths[:, 0] - lengths[:, 1])
+    return {"always_longer": share_interval(longer, groups), "always_shorter": share_interval(1 - longer, groups)}
+
+
 def judge_report(verdicts: Verdicts) -> dict:
     """All of it as numbers that JSON can hold; the figure of it is `report_figure.draw_report`.
 
@@ -74,7 +84,6 @@ def judge_report(verdicts: Verdicts) -> dict:
     """
     v = verdicts
     hits, longer = wins(v.probabilities - 0.5), wins(v.lengths[:, 0] - v.lengths[:, 1])
-    # Both directions: where short answers win, a judge may beat always-longer and be worse than a ruler.
     rule, by_length = ("always_longer", longer) if longer.mean() >= 0.5 else ("always_shorter", 1 - longer)
     each = v.independent
     report = {
@@ -82,8 +91,7 @@ def judge_report(verdicts: Verdicts) -> dict:
         "verdicts": len(hits),
         "groups": len(set(each)),
         "accuracy": share_interval(hits, each),
-        "always_longer": share_interval(longer, each),
-        "always_shorter": share_interval(1 - longer, each),
+        **length_rules(v.lengths, each),
         "length_rule": rule,
         "gain_over_length": grouped_mean(hits - by_length, each),
         "gain_over_longer": grouped_mean(hits - longer, each),
