@@ -146,6 +146,10 @@ def test_train_preference_from_a_config_file(files, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "beta=0.5" in shown and "stance='pessimistic'" in shown and "12 examples" in shown
     assert "eval_rewards/accuracies" in shown and "reference: the model itself" in shown
+    # Every rejected response is longer; Wilson's interval of 12 of 12.
+    assert "always_shorter               1.000 (0.758 to 1.000)" in shown, shown
+    assert "always_longer                0.000" in shown
+    assert "always shorter is right in 1.000 of the 12 evaluation comparisons, the model in" in shown
     state = json.loads((tmp_path / "out" / "checkpoint-4" / "state.json").read_text())
     assert state["identity"]["settings.learning_rate"] == "0.01" and "beta=0.5" in state["identity"]["objective"]
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")

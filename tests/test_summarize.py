@@ -3,14 +3,12 @@
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from rlhf_lab.commands import cli
 from rlhf_lab.commands import workflow as command
-from rlhf_lab.common import bootstrap, files
-from rlhf_lab.common.bootstrap import bootstrap_mean
+from rlhf_lab.common import files
 from rlhf_lab.common.files import key_of, stored
 from rlhf_lab.data.docstrings import DocstringPair
 from rlhf_lab.data.examples import Example
@@ -223,14 +221,6 @@ def test_win_rate_by_hand():
     assert win_rate([[0.3, 0.1]], [[0.2, 0.1]]) == [0.625]
 
 
-def test_bootstrap_interval_is_the_normal_one_on_many_documents():
-    """400 values of variance 1 (half 0, half 2): the mean 1 with 1.96 / 20 = .098 on either side."""
-    interval = bootstrap_mean([0.0, 2.0] * 200)
-    assert interval == pytest.approx((1.0, 1 - 0.098, 1 + 0.098), abs=0.008)
-    with pytest.raises(ValueError, match="two or more"):
-        bootstrap_mean([1.0])
-
-
 def written(rewards: list[float]) -> list[dict]:
     """One sampled and one greedy response to each prompt, with these rewards."""
     facts = {"tokens": [4, 1], "text": "t", "logp": -1.0, "ref_logp": -1.0}
@@ -316,14 +306,6 @@ def test_a_stage_that_fails_does_not_leave_the_old_value(tmp_path):
     with pytest.raises(ZeroDivisionError):
         stored(path, "k2", lambda: [1 / 0])
     assert stored(path, "k1", lambda: [4]) == ([4], False)
-
-
-def test_the_bootstrap_draws_the_same_in_blocks(monkeypatch):
-    """One block or many: the memory changes, the interval does not."""
-    values = np.random.default_rng(3).normal(size=50)
-    whole = bootstrap.bootstrap_mean(values, resamples=200)
-    monkeypatch.setattr(bootstrap, "BLOCK", 70)
-    assert bootstrap.bootstrap_mean(values, resamples=200) == whole
 
 
 @pytest.mark.parametrize("content", ["", '{"key": "k", "val', "[]"])

@@ -11,8 +11,9 @@ from rlhf_lab.bradley_terry.comparisons import counted_loss, nll_gradient
 from rlhf_lab.bradley_terry.newton import minimise_in_ball, minimise_in_box
 from rlhf_lab.objective import Objective
 from rlhf_lab.worlds.bandit import random_bandit
+from rlhf_lab.worlds.calibration import calibration_policy
 from rlhf_lab.worlds.exact import optimal_logps
-from rlhf_lab.worlds.pessimistic import calibration_policy, fit_offline, has_finite_optimum, objective_parts
+from rlhf_lab.worlds.pessimistic import fit_offline, has_finite_optimum, objective_parts
 
 
 def random_wins(shape: tuple[int, ...], mean: float, seed: int = 0) -> torch.Tensor:

@@ -292,7 +292,7 @@ show_table(["run", "sampled: gain over SFT", "greedy: gain", "wins", "KL", "toke
 # one the difference is taken prompt by prompt, and resampled.
 
 # %%
-from rlhf_lab.common.bootstrap import bootstrap_mean
+from rlhf_lab.common.intervals import bootstrap_mean
 
 
 def rewards(name: str) -> np.ndarray:
@@ -305,7 +305,7 @@ def rewards(name: str) -> np.ndarray:
 PLACES = {"offline DPO": "offline", "iterative DPO": "rounds", "VPO online": "rounds"}
 per_prompt = {name: rewards(name) for name in PLACES}
 against = {
-    f"{a} - {b}": bootstrap_mean(per_prompt[a] - per_prompt[b])._asdict()
+    f"{a} - {b}": bootstrap_mean(per_prompt[a] - per_prompt[b])
     for a, b in [("iterative DPO", "offline DPO"), ("VPO online", "offline DPO"), ("VPO online", "iterative DPO")]
 }
 show_table(["difference", "sampled reward, 95%"], [(name, interval(value)) for name, value in against.items()])

@@ -219,17 +219,17 @@ with style():
     fig, ax = plt.subplots(figsize=(6.8, 3.0))
     for height, (name, auc) in enumerate(rows.items()):
         colour = OKABE_ITO["blue"] if name.startswith("credit") else OKABE_ITO["black"]
-        ax.plot([auc.low, auc.high], [-height] * 2, color=colour, linewidth=2)
-        ax.plot(auc.mean, -height, "o", color=colour)
+        ax.plot([auc["low"], auc["high"]], [-height] * 2, color=colour, linewidth=2)
+        ax.plot(auc["mean"], -height, "o", color=colour)
     ax.axvline(0.5, color=OKABE_ITO["vermillion"], linestyle="--", linewidth=1)
     ax.set_yticks([-k for k in range(len(rows))], list(rows))
     ax.set(xlabel="AUC of locating the planted error, 95% interval over documents", xlim=(0.2, 1))
-told = ", ".join(f"{name} {auc.mean:.2f} [{auc.low:.2f}, {auc.high:.2f}]" for name, auc in rows.items())
+told = ", ".join(f"{name} {auc['mean']:.2f} [{auc['low']:.2f}, {auc['high']:.2f}]" for name, auc in rows.items())
 show(fig, alt=f"AUC of locating planted errors: {told}.")
 
 # %%
 by_credit, by_surprise = found[BETA]["credit"], found[BETA]["surprise"]
-answer = 2 if by_credit.low <= 0.5 and by_surprise.low <= 0.5 else int(by_surprise.mean >= by_credit.mean)
+answer = 2 if by_credit["low"] <= 0.5 and by_surprise["low"] <= 0.5 else int(by_surprise["mean"] >= by_credit["mean"])
 locating.reveal(
     LOCATING[answer],
     "A word that does not belong is unlikely under any model of the document. What is unlikely before and after tuning "
@@ -263,7 +263,7 @@ control = {
     "new errors": locate_errors(taught, sft, tokenizer, prompts, errors, BETA)["credit"],
     "new errors, credit of the policy above": found[BETA]["credit"],
 }
-show_table(["credit's AUC on", "mean", "low", "high"], [(name, *auc) for name, auc in control.items()])
+show_table(["credit's AUC on", "mean", "low", "high"], [(name, *auc.values()) for name, auc in control.items()])
 
 # %% [markdown]
 # The first row says whether the measure can see: there the policy was told, error by error. The second says how much of

@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import dataclass
 
-from rlhf_lab.commands.training import DataArguments, load_examples, report
+from rlhf_lab.commands.training import DataArguments, load_examples, report, report_rulers
 from rlhf_lab.common.arguments import add_fields, build, pick, read_values
 from rlhf_lab.data.records import load_preferences
 from rlhf_lab.data.tokens import tokenize_preferences
@@ -46,4 +46,7 @@ def main(args: argparse.Namespace) -> None:
     max_length = choose_max_length(model, data.max_length)
     examples, eval_examples, facts = load_examples(data, tokenizer, max_length, load_preferences, tokenize_preferences)
     options = {"eval_examples": eval_examples, "reference": data.reference, "cache_dir": data.cache_dir}
-    report(train_preference(model, tokenizer, examples, objective, settings, **options), facts)
+    result = train_preference(model, tokenizer, examples, objective, settings, **options)
+    report(result, facts)
+    if eval_examples:
+        report_rulers(result.metrics["eval_rewards/accuracies"], eval_examples)

@@ -1,14 +1,18 @@
 """What `rlhf-lab train sft` and `rlhf-lab train preference` share: model, tokenizer, data, and the closing words."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from rlhf_lab.common.files import write_atomically
+from rlhf_lab.common.intervals import number
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.truncation import LongPrompts
+from rlhf_lab.judges.report import length_rules
 from rlhf_lab.training.loop import TrainingResult
 
 
@@ -91,3 +95,20 @@ def report(result: TrainingResult, facts: dict[str, dict]) -> None:
     shown = {name: value for name, value in result.metrics.items() if name not in ("step", "learning_rate", "epoch")}
     print("\n".join(f"  {name:<28} {value:.4g}" for name, value in shown.items()))
     print(f"{result.steps} steps in {result.seconds:.0f} s; the model is in {Path(result.output_dir)}")
+
+
+def report_rulers(accuracy: float, examples: Sequence[Example]) -> None:
+    """Beside the accuracy on these comparisons, that of who always takes the longer response, and of the opposite.
+
+    accuracy: the model's, in [0, 1]. examples: (chosen, rejected), measured in tokens; intervals over prompts.
+    """
+    lengths = np.array([[len(response) for response in example.responses[:2]] for example in examples])
+    rules = length_rules(lengths, [example.prompt for example in examples])
+    for name, share in rules.items():
+        print(f"  {name:<28} {number(share, '.3f')}")
+    best = max(rules, key=lambda name: rules[name]["mean"])
+    if accuracy <= rules[best]["mean"]:
+        print(
+            f"No better than a ruler: {best.replace('_', ' ')} is right in {rules[best]['mean']:.3f} of the "
+            f"{len(examples)} evaluation comparisons, the model in {accuracy:.3f}."
+        )

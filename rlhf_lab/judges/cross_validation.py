@@ -1,7 +1,7 @@
 """How well can a judge, trained on comparisons, predict comparisons about OTHER prompts?
 
 Cross-validation by prompt: every comparison is judged once per seed, by a judge that saw no comparison of its prompt.
-Accuracies have intervals over prompts; those of the calibration's bins take comparisons as independent.
+All intervals are over prompts, so that a comparison counts once however many seeds judge it.
 Left in --out: report.json, report.png and each fold's verdicts, which are read back if the command runs again.
 """
 
@@ -103,7 +103,8 @@ def judge(settings: JudgeSettings) -> dict:
     del model
     judged, said, by_seed = cross_validate(settings, folder, tokenizer, data, facts, clock)
     scores = said[:, 1:] if settings.kind == "bradley-terry" else None
-    verdicts = Verdicts(said[:, 0], data.lengths[judged], scores=scores, groups=[data.prompts[i] for i in judged])
+    groups = [data.prompts[i] for i in judged]
+    verdicts = Verdicts(said[:, 0], data.lengths[judged], scores=scores, groups=groups, comparisons=judged)
     result = {
         "settings": asdict(settings) | {"data": Path(settings.data).name, "out": "", "model": Path(folder).name},
         "cuts": data.cuts,

@@ -158,7 +158,7 @@ def human_labels(results: dict) -> str:
 
 Made a {found["kind"]} judge and trained on {found["dataset"]}: {found["comparisons"]:,} comparisons, \
 {found["folds"]} folds by prompt, {len(seeds)} seed{"s" * (len(seeds) != 1)}. Share of held-out
-comparisons in which it agrees with the human, 95% bootstrap intervals over {found["prompts"]} prompts:
+comparisons in which it agrees with the human, 95% intervals over {found["prompts"]} prompts:
 
 {markdown_table(rows)}
 

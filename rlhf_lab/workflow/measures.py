@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rlhf_lab.common.bootstrap import bootstrap_mean
+from rlhf_lab.common.intervals import bootstrap_mean
 from rlhf_lab.data.docstrings import DocstringPair
 from rlhf_lab.judges.rouge import ROUGE_TYPES, rouge
 from rlhf_lab.workflow.candidates import Candidate
@@ -39,7 +39,7 @@ def policy_measures(
     numbers["length"] = _mean(rows, lambda r: len(r["tokens"]), seed)
     numbers["characters"] = _mean(rows, lambda r: len(r["text"]), seed)
     per_token = [-sum(r["logp"] for r in row) / sum(len(r["tokens"]) for r in row) for row in rows]
-    numbers["entropy"] = bootstrap_mean(per_token, seed=seed)._asdict()
+    numbers["entropy"] = bootstrap_mean(per_token, seed=seed)
     if own[0].get("rougeL") is not None:
         numbers["rouge"] = {decoding: _rouge(own, decoding) for decoding in ("sampled", "greedy")}
     return numbers
@@ -52,13 +52,13 @@ def reward_measures(own: Rewards, sft: Rewards | None = None, last: Rewards | No
     `win_rate`. Each {mean, low, high}; what has nothing to be compared with is absent.
     """
     means = [float(np.mean(row)) for row in own]
-    numbers = {"reward": bootstrap_mean(means, seed=seed)._asdict()}
+    numbers = {"reward": bootstrap_mean(means, seed=seed)}
     if sft is not None:
         gain = [float(np.mean(a) - np.mean(b)) for a, b in zip(own, sft, strict=True)]
-        numbers["delta_vs_sft"] = bootstrap_mean(gain, seed=seed)._asdict()
-        numbers["win_rate_vs_sft"] = bootstrap_mean(win_rate(own, sft), seed=seed)._asdict()
+        numbers["delta_vs_sft"] = bootstrap_mean(gain, seed=seed)
+        numbers["win_rate_vs_sft"] = bootstrap_mean(win_rate(own, sft), seed=seed)
     if last is not None:
-        numbers["win_rate_vs_last"] = bootstrap_mean(win_rate(own, last), seed=seed)._asdict()
+        numbers["win_rate_vs_last"] = bootstrap_mean(win_rate(own, last), seed=seed)
     return numbers
 
 
@@ -111,4 +111,4 @@ def _rouge(own: Written, decoding: str) -> dict[str, float]:
 
 def _mean(rows: Sequence[Sequence[dict]], number: Callable[[dict], float], seed: int) -> dict:
     means = [float(np.mean([number(row) for row in written])) for written in rows]
-    return bootstrap_mean(means, seed=seed)._asdict()
+    return bootstrap_mean(means, seed=seed)

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.bradley_terry.comparisons import nll, nll_gradient, nll_hessian
-from rlhf_lab.bradley_terry.estimate import check_probabilities
+from rlhf_lab.bradley_terry.connectivity import reachable
 from rlhf_lab.bradley_terry.newton import Minimum, minimise_in_ball, minimise_in_box
 from rlhf_lab.objective import Calibration
 from rlhf_lab.worlds.bandit import check_logps
+from rlhf_lab.worlds.calibration import calibration_policy, context_weights, named_worlds
 from rlhf_lab.worlds.exact import checked_beta, optimal_logps
-
-OFFLINE_CALIBRATIONS = ("reference", "chosen", "rejected", "given")
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def fit_offline(
     lost = ~found.converged.view(shape[:-2])
     if bool(lost.any()):
         raise ValueError(
-            f"{_named(lost)}: gradient norm {float(norm.max()):.2g} after {found.iterations} Newton steps, "
+            f"{named_worlds(lost)}: gradient norm {float(norm.max()):.2g} after {found.iterations} Newton steps, "
             f"above tolerance={tolerance:g}; allow more max_iterations, a larger tolerance or a smaller bound"
         )
     return OfflineFit(rewards, optimal_logps(rewards, ref_logps, beta), theta, value, norm, at_bound, found.iterations)
@@ -124,48 +123,6 @@ def objective_parts(
     return value, gradient, nll_hessian(rewards, wins) + (weight / beta).unsqueeze(-1) * spread
 
 
-def calibration_policy(
-    calibration: Calibration,
-    wins: Tensor,
-    ref_logps: Tensor,
-    calibration_logps: Tensor | None = None,
-    rho: Tensor | None = None,
-) -> Tensor:
-    """pi_cal(y|x) as probabilities [..., X, K]; `chosen`: the share of context x's comparisons that y won.
-
-    A context without comparisons has no chosen arm: it gets pi_ref and weight zero, or, if rho gives it weight,
-    ValueError. `previous` raises: an offline fit has no previous iterate.
-    """
-    if calibration not in OFFLINE_CALIBRATIONS:
-        raise ValueError(f"calibration={calibration!r}: an offline fit knows {', '.join(OFFLINE_CALIBRATIONS)}")
-    if (calibration == "given") != (calibration_logps is not None):
-        raise ValueError(
-            f"calibration={calibration!r}: `calibration_logps` belongs to calibration='given', and only there"
-        )
-    if calibration == "reference":
-        return ref_logps.exp()
-    if calibration == "given":
-        check_probabilities("calibration_logps", calibration_logps.exp())
-        return calibration_logps.exp()
-    counts = wins.sum(-1 if calibration == "chosen" else -2)
-    total = counts.sum(-1, keepdim=True)
-    if rho is not None and bool(((total[..., 0] == 0) & (rho > 0)).any()):
-        raise ValueError(f"calibration={calibration!r} with rho: a context of positive weight has no comparisons")
-    return torch.where(total > 0, counts / total.clamp(min=1e-300), ref_logps.exp())
-
-
-def context_weights(wins: Tensor, rho: Tensor | None = None) -> Tensor:
-    """rho, or each context's share of the comparisons, [..., X]. Raises ValueError if a world has no comparison."""
-    if rho is not None:
-        check_probabilities("rho", rho)
-        return rho
-    counts = wins.sum((-2, -1))
-    total = counts.sum(-1, keepdim=True)
-    if bool((total == 0).any()):
-        raise ValueError(f"wins: {_named(total[..., 0] == 0)}: N = 0 comparisons; at least one is needed, or rho")
-    return counts / total
-
-
 def has_finite_optimum(wins: Tensor, cal: Tensor, weight: Tensor) -> Tensor:
     """True where free rewards have a finite minimiser, bool [..., X]. cal: [..., X, K]. weight: [..., X, 1].
 
@@ -174,18 +131,10 @@ def has_finite_optimum(wins: Tensor, cal: Tensor, weight: Tensor) -> Tensor:
     it plays; else the reward of all that it reaches falls for ever. Full support is always enough.
     """
     beat = wins > 0
-    reach = _reach(beat)
+    reach = reachable(beat)
     returned = (~beat | reach.mT).flatten(-2).all(-1)
     supported = (reach & (cal > 0).unsqueeze(-2)).any(-1).all(-1)
     return torch.where(weight[..., 0] > 0, supported, returned)
-
-
-def _reach(edges: Tensor) -> Tensor:
-    """Reflexive and transitive closure of bool [..., K, K], by squaring."""
-    reach = edges | torch.eye(edges.shape[-1], dtype=torch.bool)
-    for _ in range(math.ceil(math.log2(edges.shape[-1]))):
-        reach = reach.float() @ reach.float() > 0
-    return reach
 
 
 def _fit_free(
@@ -196,7 +145,7 @@ def _fit_free(
     wins, weight = problem["wins"][:, 0], problem["weight"][:, 0]
     x = wins.new_zeros(wins.shape[:2]) if start is None else start.expand(shape).reshape(wins.shape[:2])
     # The gauge: arms that were compared, directly or not, share one constant; with calibration all arms do.
-    coupled = _reach(wins + wins.mT > 0) | (weight > 0).unsqueeze(-1)
+    coupled = reachable(wins + wins.mT) | (weight > 0).unsqueeze(-1)
 
     def evaluate(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         here = {name: part[rows] for name, part in problem.items()}
@@ -236,7 +185,7 @@ def _require_finite_optimum(parts: dict[str, Tensor], *, linear: bool) -> None:
     if bool(lost.any()):
         why = "the data are separable (alpha = 0), or pi_cal never plays an arm that did not win (alpha > 0)"
         also = " For linear rewards this test is sufficient, not necessary: a generous bound decides." if linear else ""
-        raise ValueError(f"{_named(lost)}: no finite optimum: {why}; give `bound`, the largest |reward|.{also}")
+        raise ValueError(f"{named_worlds(lost)}: no finite optimum: {why}; give `bound`, the largest |reward|.{also}")
 
 
 def _check(wins: Tensor, ref_logps: Tensor, alpha: Tensor, bound: float | None, tolerance: float) -> None:
@@ -257,10 +206,3 @@ def _check(wins: Tensor, ref_logps: Tensor, alpha: Tensor, bound: float | None, 
         raise ValueError(f"bound={bound}: must be finite and above 0, or None")
     if not 0 < tolerance < math.inf:
         raise ValueError(f"tolerance={tolerance}: must be finite and above 0")
-
-
-def _named(which: Tensor) -> str:
-    """'worlds 3, 7 (2 of 64)': at most eight of them by number."""
-    numbers = which.flatten().nonzero().flatten().tolist()
-    shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
-    return f"worlds {shown} ({len(numbers)} of {which.numel()})"
