@@ -14,7 +14,7 @@ import torch
 
 from rlhf_lab.online import artefacts, evaluation, policy, results, stages
 from rlhf_lab.online.loop import train_online
-from rlhf_lab.training import checkpoints, loop
+from rlhf_lab.training import checkpoints, loop, run_folder
 from tests.kill_and_resume import in_child
 from tests.online_toy import toy_run
 from tests.toy import save_toy, toy_corpus
@@ -31,7 +31,7 @@ MOMENTS = {
     "in training, before a checkpoint": (loop, "scale_and_clip", 1),
     "in training, after a checkpoint": (loop, "scale_and_clip", 3),
     "half-way through a checkpoint": (checkpoints, "save_file", 3),
-    "while writing the final model": (checkpoints, "save_final", 1),
+    "while writing the final model": (run_folder, "save_final", 1),
     "after moving the final model": (artefacts, "_write_manifest", 8),
     "before clearing up after training": (policy, "_work", 2),
     "in the evaluation": (evaluation, "_logps", 2),

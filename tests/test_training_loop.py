@@ -37,7 +37,7 @@ def test_batch_size_times_accumulation_is_invariant(tmp_path):
         for row, other in zip(whole.history, cut.history, strict=True):
             assert row == pytest.approx(other, rel=1e-9, abs=1e-12)
     # A control: another step size does differ.
-    assert distance(whole.model, trained(tmp_path, "4", per_device_train_batch_size=4).model) > 1e-3
+    assert distance(whole.model, trained(tmp_path, "4x1", per_device_train_batch_size=4).model) > 1e-3
 
 
 def test_order_and_company_do_not_matter_within_a_step(tmp_path):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from rlhf_lab.pretraining.recipe import RECIPES, pretrain, scaled
+from rlhf_lab.common.folders import owned
+from rlhf_lab.pretraining.recipe import RECIPES, Recipe, pretrain, scaled
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,13 +19,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Run or resume the recipe; the finished model is in OUT/model."""
-    from rlhf_lab.pretraining.card import export
-
     recipe = RECIPES[arguments.name]
     if not 0 < arguments.share <= 1:
         raise ValueError(f"--share {arguments.share}: must be above 0 and at most 1")
     if arguments.share < 1:
         recipe = scaled(recipe, arguments.share)
+    with owned(arguments.out):
+        _make(arguments, recipe)
+
+
+def _make(arguments: argparse.Namespace, recipe: Recipe) -> None:
+    from rlhf_lab.pretraining.card import export
+
     model, data, facts = pretrain(recipe, arguments.out, compiled=not arguments.no_compile)
     facts["command"] = f"rlhf-lab pretrain {arguments.name} --out runs/{arguments.name}"
     threads = torch.get_num_threads()

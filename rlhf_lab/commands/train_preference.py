@@ -11,6 +11,7 @@ from rlhf_lab.engine.limits import choose_max_length
 from rlhf_lab.engine.loading import load_model, load_tokenizer
 from rlhf_lab.objective import PRESETS, Objective, preset
 from rlhf_lab.training.preference import train_preference
+from rlhf_lab.training.run_folder import refuse_model_folder
 from rlhf_lab.training.settings import TrainingSettings
 
 
@@ -42,6 +43,7 @@ def main(args: argparse.Namespace) -> None:
     data, settings = build(PreferenceArguments, values), build(TrainingSettings, values)
     objective = preset(data.objective, **pick(Objective, values))
     print(f"{objective}\nreference: {data.reference or 'the model itself, as it is before training'}")
+    refuse_model_folder(settings.output_dir, data.model_name_or_path, data.reference)
     model, tokenizer = load_model(data.model_name_or_path), load_tokenizer(data.model_name_or_path)
     max_length = choose_max_length(model, data.max_length)
     examples, eval_examples = load_examples(data, tokenizer, max_length, load_preferences, tokenize_preferences)

@@ -48,15 +48,15 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(unfinished, path)
 
 
-def check_writable(folder: Path) -> None:
-    """Make `folder`; raises ValueError if nothing can be written there."""
+def check_writable(folder: Path, flag: str = "--out") -> None:
+    """Make `folder`; raises ValueError, which names the flag that chose it, if nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.write_text("", encoding="utf8")
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"cannot write to {folder} ({error.strerror}); choose another folder with --out") from error
+        raise ValueError(f"cannot write to {folder} ({error.strerror}); choose another folder with {flag}") from error
 
 
 class Clock:

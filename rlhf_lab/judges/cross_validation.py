@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from rlhf_lab.common.assets import small_model_path
-from rlhf_lab.common.files import Clock, check_writable, key_of, write_atomically
+from rlhf_lab.common.files import Clock, key_of, write_atomically
+from rlhf_lab.common.folders import owned
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.records import load_preferences
 from rlhf_lab.data.tokens import tokenize_preferences
@@ -85,8 +86,11 @@ class Comparisons(NamedTuple):
 
 def judge(settings: JudgeSettings) -> dict:
     """Run the cross-validation, write report.json and report.png to settings.out, and return what the JSON holds."""
-    out = Path(settings.out).expanduser()
-    check_writable(out)
+    with owned(Path(settings.out).expanduser()) as out:
+        return _judge(settings, out)
+
+
+def _judge(settings: JudgeSettings, out: Path) -> dict:
     clock = Clock()
     folder = settings.model or str(small_model_path("small"))
     model = load_model(folder) if settings.kind == "pairwise" else reward_model(folder)

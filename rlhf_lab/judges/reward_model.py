@@ -33,6 +33,7 @@ from rlhf_lab.judges.gold import Judge
 from rlhf_lab.judges.rows import TOKENS_PER_BATCH, cut_row, encode_responses, values_of_rows
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint, tensor_fingerprint
 from rlhf_lab.training.loop import Losses, LossFunction, TrainingResult, train
+from rlhf_lab.training.run_folder import refuse_model_folder
 from rlhf_lab.training.settings import TrainingSettings
 
 
@@ -154,6 +155,7 @@ def train_reward(
     check_responses(examples, 2, "examples", "reward modelling")
     check_responses(eval_examples or (), 2, "eval_examples", "reward modelling")
     wanted = _margins(margins, len(examples))
+    refuse_model_folder(settings.output_dir, model)
     model = reward_model(model, seed=settings.seed)
     disable_dropout(model)
     identity = {

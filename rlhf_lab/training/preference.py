@@ -17,6 +17,7 @@ from rlhf_lab.objective import Objective, preference_loss, wpo_weights
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint
 from rlhf_lab.training.loop import Losses, LossFunction, TrainingResult, train
 from rlhf_lab.training.reference import reference_logps
+from rlhf_lab.training.run_folder import refuse_model_folder, run_folder
 from rlhf_lab.training.schedule import epoch_steps
 from rlhf_lab.training.settings import TrainingSettings
 
@@ -51,6 +52,7 @@ def train_preference(
     task = "preference training" + (" with separate calibration responses" if count == 3 else "")
     check_responses(examples, count, "examples", task)
     check_responses(eval_examples or (), count, "eval_examples", task)
+    refuse_model_folder(settings.output_dir, model, reference)
     model = load_model(model).to(pick_device(settings.device))
     check_master_weights(model)
     disable_dropout(model)
@@ -67,21 +69,22 @@ def train_preference(
         "fingerprint": identity["reference"],
         "disable_tqdm": settings.disable_tqdm,
     }
-    ref_logps = reference_logps(reference_model, examples, **cached).to(model.device)
-    eval_ref_logps = reference_logps(reference_model, eval_examples or (), **cached).to(model.device)
-    del reference_model
-    if reference is None:
-        assert_margin_zero(model, examples, ref_logps, settings)
-    return train(
-        model,
-        examples,
-        preference_loss_fn(objective, ref_logps),
-        settings,
-        eval_examples=eval_examples,
-        eval_loss_fn=preference_loss_fn(objective, eval_ref_logps),
-        tokenizer=tokenizer,
-        identity=identity,
-    )
+    with run_folder(settings, identity | settings.identity()):  # before hours of log-probs, not after them
+        ref_logps = reference_logps(reference_model, examples, **cached).to(model.device)
+        eval_ref_logps = reference_logps(reference_model, eval_examples or (), **cached).to(model.device)
+        del reference_model
+        if reference is None:
+            assert_margin_zero(model, examples, ref_logps, settings)
+        return train(
+            model,
+            examples,
+            preference_loss_fn(objective, ref_logps),
+            settings,
+            eval_examples=eval_examples,
+            eval_loss_fn=preference_loss_fn(objective, eval_ref_logps),
+            tokenizer=tokenizer,
+            identity=identity,
+        )
 
 
 def check_same_tokens(tokenizer, reference: str | Path) -> None:
