@@ -104,6 +104,8 @@ def test_total_steps_by_hand():
         {"per_device_train_batch_size": 0},
         {"logging_steps": 0},
         {"save_total_limit": 0},
+        {"seed": -1},
+        {"seed": 2**32},
     ],
 )
 def test_settings_refuse_and_name_the_field(change):

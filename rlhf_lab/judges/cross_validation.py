@@ -73,6 +73,20 @@ class JudgeSettings:
             raise ValueError(f"--test_folds {self.test_folds}: must be in 1..{self.folds}, the number of folds")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"--seeds {self.seeds}: one or more different numbers")
+        for seed in self.seeds:
+            self.training("", seed)  # raises now what it would raise in the middle
+
+    def training(self, folder: str, seed: int) -> TrainingSettings:
+        """The settings by which a fold's judge learns in `folder`."""
+        return TrainingSettings(
+            output_dir=folder,
+            learning_rate=self.learning_rate,
+            num_train_epochs=self.epochs,
+            per_device_train_batch_size=self.batch_size,
+            bf16=bf16_speed(pick_device()).startswith("native"),
+            seed=seed,
+            save_steps=0,
+        )
 
 
 class Comparisons(NamedTuple):
@@ -178,15 +192,7 @@ def _fold(
 ) -> list[list[float]]:
     """Per test comparison: P(chosen wins), and the scores of both (pairwise: the two probabilities again)."""
     with tempfile.TemporaryDirectory(prefix="judge-") as scratch:
-        training = TrainingSettings(
-            output_dir=scratch,
-            learning_rate=settings.learning_rate,
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
-            bf16=bf16_speed(pick_device()).startswith("native"),
-            seed=seed,
-            save_steps=0,
-        )
+        training = settings.training(scratch, seed)
         if settings.kind == "pairwise":
             options = {"max_length": settings.max_length}
             model = train_pairwise(folder, tokenizer, train, training, **options).model

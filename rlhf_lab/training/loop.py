@@ -17,18 +17,17 @@ from typing import NamedTuple
 import numpy
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from rlhf_lab.data.examples import Example
-from rlhf_lab.engine.batches import Batch, collate, token_budget_batches
-from rlhf_lab.engine.limits import check_examples
+from rlhf_lab.engine.batches import Batch, collate
 from rlhf_lab.engine.models import eval_mode, set_gradient_checkpointing
-from rlhf_lab.engine.precision import autocast, check_master_weights, pick_device
+from rlhf_lab.engine.precision import autocast, pick_device
 from rlhf_lab.training import checkpoints, run_folder, schedule
 from rlhf_lab.training.checkpoints import Progress
 from rlhf_lab.training.health import StepRecord, check_finite, warn_if_margin_stays_zero
 from rlhf_lab.training.metrics import Averages, MetricsLog, read_metrics
 from rlhf_lab.training.optim import make_optimizers, scale_and_clip
+from rlhf_lab.training.preflight import check_run
 from rlhf_lab.training.settings import TrainingSettings
 
 
@@ -90,13 +89,7 @@ def train(
     if its identity and settings are the same, and refused with a list of the differences otherwise.
     Raises ValueError for bad input, FloatingPointError if a loss or gradient is not finite.
     """
-    run_folder.refuse_model_folder(settings.output_dir, model)
-    if not examples:
-        raise ValueError("train: there are no examples to train on")
-    if isinstance(model, PreTrainedModel):
-        check_examples(model, [*examples, *(eval_examples or ())])
-    if eval_examples:
-        _eval_batches(eval_examples, settings)  # raises now, not after the last step
+    check_run(model, examples, settings, eval_examples)
     identity = (identity or {}) | settings.identity()
     with run_folder.run_folder(settings, identity):
         return _train(model, examples, loss_fn, settings, eval_examples, eval_loss_fn or loss_fn, tokenizer, identity)
@@ -192,20 +185,14 @@ def evaluate(
     device = next(model.parameters()).device
     averages = Averages()
     with eval_mode(model), autocast(device, settings.bf16):
-        for indices in _eval_batches(examples, settings):
+        for indices in schedule.evaluation_batches(examples, settings):
             batch = collate([examples[i] for i in indices], device)
             averages.add(*loss_fn(model, batch, torch.tensor(indices, device=device)))
     return {f"eval_{name}": value for name, value in averages.read_and_clear().items()}
 
 
-def _eval_batches(examples: Sequence[Example], settings: TrainingSettings) -> list[list[int]]:
-    limits = settings.tokens_per_batch, settings.per_device_train_batch_size
-    return list(token_budget_batches(examples, *limits, seed=0, epoch=0))
-
-
 def _prepare(model: nn.Module, settings: TrainingSettings, device: torch.device) -> None:
     """The one place where a model is moved and put into training mode (and, when distributed, `fully_shard`ed)."""
-    check_master_weights(model)
     model.to(device).train()
     if settings.gradient_checkpointing:
         set_gradient_checkpointing(model, True)

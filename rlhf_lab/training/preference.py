@@ -7,15 +7,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf_lab.common.files import check_writable
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import Batch, collate
 from rlhf_lab.engine.loading import load_model, load_tokenizer
 from rlhf_lab.engine.logps import ResponseLogps, response_logps
 from rlhf_lab.engine.models import check_responses, disable_dropout, eval_mode
-from rlhf_lab.engine.precision import autocast, check_master_weights, pick_device
+from rlhf_lab.engine.precision import autocast, pick_device
 from rlhf_lab.objective import Objective, preference_loss, wpo_weights
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint
 from rlhf_lab.training.loop import Losses, LossFunction, TrainingResult, train
+from rlhf_lab.training.preflight import check_run
 from rlhf_lab.training.reference import reference_logps
 from rlhf_lab.training.run_folder import refuse_model_folder, run_folder
 from rlhf_lab.training.schedule import epoch_steps
@@ -54,7 +56,7 @@ def train_preference(
     check_responses(eval_examples or (), count, "eval_examples", task)
     refuse_model_folder(settings.output_dir, model, reference)
     model = load_model(model).to(pick_device(settings.device))
-    check_master_weights(model)
+    check_run(model, examples, settings, eval_examples)
     disable_dropout(model)
     own = model_fingerprint(model)
     identity = {"task": "preference", "objective": repr(objective), "model": own, "data": data_fingerprint(examples)}
@@ -63,6 +65,8 @@ def train_preference(
         check_same_tokens(tokenizer, reference)
     reference_model = model if reference is None else load_model(reference).to(model.device)
     identity["reference"] = own if reference is None else model_fingerprint(reference_model)
+    if cache_dir is not None:
+        check_writable(Path(cache_dir), "--cache_dir")
     cached = {
         "cache_dir": cache_dir or Path(settings.output_dir) / "reference",
         "bf16": settings.bf16,

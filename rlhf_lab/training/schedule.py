@@ -94,5 +94,11 @@ def walk(
             yield Place(current, i, len(steps)), steps[i]
 
 
+def evaluation_batches(examples: Sequence[Example], settings: TrainingSettings) -> list[list[int]]:
+    """Batches of indices within the limits of training, every example once; the order does not matter."""
+    limits = settings.tokens_per_batch, settings.per_device_train_batch_size
+    return token_budget_batches(examples, *limits, seed=0, epoch=0)
+
+
 def _num_tokens(batch: Sequence[int], examples: Sequence[Example]) -> int:
     return sum(examples[i].num_tokens for i in batch)

@@ -101,6 +101,8 @@ class TrainingSettings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= lowest):
                 raise ValueError(f"TrainingSettings: {name} must be a finite number of at least {lowest}, got {value}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"TrainingSettings: seed must be in 0 to 2**32 - 1, as numpy's is, got {self.seed}")
         for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
             if getattr(self, name) >= 1:
                 raise ValueError(f"TrainingSettings: {name} must be below 1, got {getattr(self, name)}")
