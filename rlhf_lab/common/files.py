@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rlhf_lab.common.errors import cause
+
 
 def key_of(**facts) -> str:
     """Hex hash of JSON-able facts, whatever their order."""
@@ -33,7 +35,7 @@ def read_json(path: Path) -> dict | list | None:
     try:
         return json.loads(path.read_text(encoding="utf8"))
     except ValueError as error:  # JSON and UTF-8 errors
-        print(f"{path} is broken ({error}); it is made again")
+        print(f"{path} is broken ({cause(error)}); it is made again")
         return None
 
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lab.common.errors import cause
 from rlhf_lab.data.problems import Problem, shorten
 from rlhf_lab.data.records import Content, Messages
 
@@ -155,7 +156,7 @@ def _render(messages: Messages, tokenizer: PreTrainedTokenizerBase, generation: 
     try:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation)
     except TemplateError as error:
-        raise TokenError("refused by the chat template", f"{error}: {shorten(messages)}") from error
+        raise TokenError("refused by the chat template", f"{cause(error)}: {shorten(messages)}") from error
     return _ids(text, tokenizer, special=True)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rlhf_lab.common.errors import cause
 from rlhf_lab.data.known_datasets import KNOWN_DATASETS, KnownDataset
 from rlhf_lab.data.problems import Problem, shorten
 
@@ -147,7 +148,7 @@ def _bytes_of(path: Path) -> bytes:
     try:
         return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is not a whole gzip file: {error}") from error
+        raise ValueError(f"{path} is not a whole gzip file: {cause(error)}") from error
 
 
 def _parse_line(number: int, line: bytes) -> Any:
@@ -174,7 +175,7 @@ def _read_csv(path: Path) -> tuple[list[tuple[int, Any]], tuple[str, ...]]:
                 raise ValueError(f"{path}: {twice[0]!r} names more than one column; rename all but one")
             rows = [(number, _csv_row(number, row)) for number, row in enumerate(reader)]
         except csv.Error as error:
-            raise ValueError(f"{path}: line {reader.line_num + 1} is not valid CSV: {error}") from error
+            raise ValueError(f"{path}: line {reader.line_num + 1} is not valid CSV: {cause(error)}") from error
         return rows, tuple(reader.fieldnames or ())
 
 
@@ -199,7 +200,7 @@ def _read_parquet(path: Path) -> tuple[list[tuple[int, Any]], tuple[str, ...]]:
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
+        raise ValueError(f"{path} is not a readable Parquet file: {cause(error)}") from error
     try:
         rows = list(enumerate(table.to_pylist()))
     except UnicodeDecodeError:
@@ -271,7 +272,7 @@ def _open_hub(source: str, split: str | None) -> Any:
         kind = ConnectionError if isinstance(error, OSError) else ValueError
         layout = f", columns={source!r}" if source in KNOWN_DATASETS else ""
         raise kind(
-            f"cannot load {source!r} as a local path or from the Hugging Face hub: {error}\n"
+            f"cannot load {source!r} as a local path or from the Hugging Face hub: {cause(error)}\n"
             "Without a network, download it on another machine, save it there with dataset.to_json('pairs.jsonl') or "
             f"dataset.to_parquet('pairs.parquet'), and pass that file: load_preferences('pairs.parquet'{layout})"
         ) from error

@@ -12,6 +12,8 @@ from rlhf_lab.common.errors import cause
 
 # Heads of other tasks: what a causal model would lack there is drawn at random by transformers, with a warning only.
 OTHER_TASKS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "ForMaskedLM")
+# What transformers raises for files that are not there, not whole, of an unknown kind, or need a package.
+LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -41,7 +43,7 @@ def load_tokenizer(path: str | Path):
     """The tokenizer beside the model; raises ValueError that names the path."""
     try:
         return AutoTokenizer.from_pretrained(model_source(path))
-    except (OSError, ValueError) as error:
+    except LOADING_ERRORS as error:
         raise ValueError(f"cannot load a tokenizer from {str(path)!r}: {cause(error)}") from error
 
 
@@ -49,7 +51,7 @@ def load_config(source: str | Path):
     """The model's configuration; raises ValueError that names the path."""
     try:
         return AutoConfig.from_pretrained(model_source(source))
-    except (OSError, ValueError) as error:
+    except LOADING_ERRORS as error:
         raise ValueError(f"cannot load a model from {str(source)!r}: {cause(error)}") from error
 
 
@@ -68,7 +70,7 @@ def load_whole(kind: type, source: str) -> PreTrainedModel:
     _refuse_pointers(source)
     try:
         model, found = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         raise ValueError(f"cannot load a model from {source!r}: {cause(error)}") from error
     absent = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
     if absent:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from rlhf_lab.common.assets import small_model_path
+from rlhf_lab.common.errors import interruptible
 from rlhf_lab.common.files import Clock, key_of, write_atomically
 from rlhf_lab.common.folders import owned
 from rlhf_lab.data.examples import Example
@@ -100,7 +101,8 @@ class Comparisons(NamedTuple):
 
 def judge(settings: JudgeSettings) -> dict:
     """Run the cross-validation, write report.json and report.png to settings.out, and return what the JSON holds."""
-    with owned(Path(settings.out).expanduser()) as out:
+    kept = "the verdicts of finished folds are kept, and the same command goes on from there"
+    with owned(Path(settings.out).expanduser()) as out, interruptible(lambda: kept):
         return _judge(settings, out)
 
 

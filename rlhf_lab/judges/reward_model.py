@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from rlhf_lab.common.errors import cause
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import Batch
 from rlhf_lab.engine.hidden import last_hidden
@@ -203,7 +204,7 @@ def _with_head(causal: PreTrainedModel, seed: int) -> PreTrainedModel:
     try:
         model = AutoModelForSequenceClassification.from_config(config)
     except ValueError as error:
-        raise ValueError(f"{type(causal).__name__} has no sequence-classification form: {error}") from error
+        raise ValueError(f"{type(causal).__name__} has no sequence-classification form: {cause(error)}") from error
     model.base_model.load_state_dict(causal.base_model.state_dict())
     head = scalar_head(model)
     draw = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))

@@ -24,6 +24,7 @@ from types import ModuleType
 import matplotlib.pyplot as plt
 
 from rlhf_lab import __version__
+from rlhf_lab.common.errors import cause
 from rlhf_lab.common.files import write_atomically
 from rlhf_lab.common.markdown import markdown_table
 from rlhf_lab.studies.wording import Notes, sentence
@@ -93,7 +94,7 @@ def read_record(folder: Path) -> tuple[ModuleType, dict]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not whole ({error}): run the study again") from error
+        raise ValueError(f"{path} is not whole ({cause(error)}): run the study again") from error
     name = record.get("study") if isinstance(record, dict) else None
     if name not in STUDIES:
         raise ValueError(f"{path} is not the result of a study: its name is {name!r}")

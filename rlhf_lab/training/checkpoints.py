@@ -89,8 +89,8 @@ def check_identity(path: Path, saved: dict[str, str], identity: dict[str, str]) 
         raise ValueError(
             f"{path} belongs to another run and cannot be continued by this one. What differs:\n"
             + "\n".join(differences)
-            + "\nChoose another output_dir, or start over with resume=False (which deletes that run's checkpoints and "
-            "model)."
+            + "\nChoose another --output_dir, or start over with --resume false (which deletes that run's checkpoints "
+            "and model)."
         )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from rlhf_lab.common.errors import cause
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import collate, token_budget_batches
 from rlhf_lab.engine.limits import check_examples
@@ -108,7 +109,7 @@ def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
             return logps
         problem = f"it holds {tuple(logps.shape)} values, {int(logps.isfinite().sum())} of them finite, not {shape}"
     except (SafetensorError, OSError) as error:
-        problem = str(error)
+        problem = cause(error)
     warnings.warn(f"the reference cache {path} is unusable ({problem}); computing it again", stacklevel=3)
     return None
 

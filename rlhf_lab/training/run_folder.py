@@ -16,6 +16,7 @@ from pathlib import Path
 from torch import nn
 
 from rlhf_lab import __version__
+from rlhf_lab.common.errors import interruptible
 from rlhf_lab.common.files import write_atomically
 from rlhf_lab.common.folders import LOCK_FILE, owned
 from rlhf_lab.engine.loading import model_source
@@ -54,7 +55,7 @@ def read_run(folder: str | Path) -> RunRecord | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} does not say which run made this folder ({error!r}); choose another output_dir"
+            f"{path} does not say which run made this folder ({error!r}); choose another --output_dir"
         ) from error
 
 
@@ -87,8 +88,8 @@ def refuse_model_folder(output_dir: str | Path, *models: object) -> None:
         place = "lies in the folder of" if source in out.parents else place
         if place:
             raise ValueError(
-                f"output_dir {output_dir} {place} the model {name} that the run reads: its weights or checkpoints "
-                "could be replaced. Choose another output_dir"
+                f"--output_dir {output_dir} {place} the model {name} that the run reads: its weights or checkpoints "
+                "could be replaced. Choose another --output_dir"
             )
 
 
@@ -112,7 +113,18 @@ def run_folder(settings: TrainingSettings, identity: dict[str, str]) -> Iterator
             record = None
         if record is None:
             write_run(folder, RunRecord(identity))
-        yield folder
+        with interruptible(lambda: way_on(settings)):
+            yield folder
+
+
+def way_on(settings: TrainingSettings) -> str:
+    """What the same command will do after it was stopped."""
+    found = checkpoints(settings.output_dir)
+    if not found:
+        return f"no checkpoint was saved yet (save_steps={settings.save_steps}): the same command starts again"
+    if not settings.resume:
+        return f"with --resume false the same command starts again; without it, it goes on from {found[-1]}"
+    return f"the same command goes on from {found[-1]}"
 
 
 def save_final(model: nn.Module, tokenizer, output_dir: str | Path) -> None:
@@ -150,8 +162,8 @@ def _check_owner(folder: Path, settings: TrainingSettings, identity: dict[str, s
     if foreign:
         names = ", ".join(sorted(path.name for path in foreign)[:5])
         raise ValueError(
-            f"output_dir {folder} has {names}, which no run of this project wrote, as far as its {RUN_FILE} says: "
-            "nothing there is touched. Choose another output_dir, or move them away"
+            f"--output_dir {folder} has {names}, which no run of this project wrote, as far as its {RUN_FILE} says: "
+            "nothing there is touched. Choose another --output_dir, or move them away"
         )
     if record is not None and settings.resume:
         check_identity(folder, record.identity, identity)
