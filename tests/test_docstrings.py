@@ -146,3 +146,15 @@ def test_the_corpus_of_this_machine(tmp_path):
     counts, first = map(json.loads, file.read_text(encoding="utf8").splitlines()[:2])
     assert counts["files"] > 1000 > counts["skipped"]
     assert first["description"] == pairs[0].description
+
+
+@pytest.mark.parametrize("content", ["", '{"files": 1, "skipped": 0}\n{"descr'])
+def test_a_broken_cache_is_named_and_made_again(tmp_path, monkeypatch, capsys, content):
+    """Emptied or cut by a power loss, it would end every later start."""
+    monkeypatch.setattr(docstrings, "harvest", lambda progress: ([], 7, 1))
+    first = docstrings.read_corpus(tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_text(content)
+    assert docstrings.read_corpus(tmp_path) == first == ([], 7, 1)
+    assert f"{path} is broken" in capsys.readouterr().out
+    assert docstrings.read_corpus(tmp_path) == first and capsys.readouterr().out == ""

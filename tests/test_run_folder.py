@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import are_progress_bars_disabled
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from rlhf_lab.commands import cli
 from rlhf_lab.common.folders import owned
+from rlhf_lab.engine.loading import load_model
 from rlhf_lab.judges.reward_model import train_reward
 from rlhf_lab.objective import Objective
 from rlhf_lab.training.preference import train_preference
@@ -219,6 +222,34 @@ def test_the_models_own_folder_is_refused_before_any_work(tmp_path, capsys, plac
 def test_beside_a_model_and_for_a_hub_id_every_folder_may_be_chosen(tmp_path):
     model = save_model(tmp_path / "sft")
     refuse_model_folder(tmp_path / "dpo", model, tiny_llama(), "org/model", None)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_every_file_has_the_mode_that_the_umask_says(tmp_path, umask, mode):
+    """safetensors writes 600, which nobody else could read in a shared folder."""
+    before = os.umask(umask)
+    try:
+        settings = quiet(tmp_path, max_steps=2, save_steps=1)
+        train_preference(tiny_llama(), tiny_tokenizer(), PAIRS, Objective(), settings)
+    finally:
+        os.umask(before)
+    modes = {str(p.relative_to(tmp_path)): p.stat().st_mode & 0o777 for p in tmp_path.rglob("*") if p.is_file()}
+    del modes[".lock"]
+    assert {name for name in modes if name.endswith("safetensors")} >= {
+        "model.safetensors",
+        "checkpoint-2/rng.safetensors",
+    }
+    assert any(name.startswith("reference/") for name in modes)
+    assert set(modes.values()) == {mode}, modes
+
+
+def test_loading_and_saving_show_no_bars_of_transformers(tmp_path, capfd):
+    """Their "Writing model shards" and "Loading weights" would break our own bars."""
+    train_sft(tiny_llama(), tiny_tokenizer(), SFT, quiet(tmp_path, max_steps=1))
+    load_model(tmp_path)
+    said = capfd.readouterr()
+    assert said.err == said.out == ""
+    assert logging.is_progress_bar_enabled() and not are_progress_bars_disabled()
 
 
 def test_a_broken_record_is_named(tmp_path):

@@ -5,6 +5,7 @@ import importlib
 import textwrap
 from pathlib import Path
 
+from rlhf_lab.common.files import expanded
 from rlhf_lab.common.folders import owned
 from rlhf_lab.studies.report import STUDIES, question_of, read_record, run_study, write_report, write_study
 
@@ -38,7 +39,7 @@ def main(args: argparse.Namespace) -> None:
         return
     if args.name not in STUDIES:
         raise ValueError(f"unknown study {args.name!r}; choose from: {', '.join(STUDIES)} (rlhf-lab study --list)")
-    out = Path(args.out or f"studies/{args.name}")
+    out = Path(expanded(args.out or f"studies/{args.name}"))
     if args.report_only:
         _report_again(args, out)
         return

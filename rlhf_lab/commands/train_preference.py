@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rlhf_lab.commands.training import DataArguments, load_examples, report
 from rlhf_lab.common.arguments import add_fields, build, pick, read_values
+from rlhf_lab.common.files import PathText
 from rlhf_lab.data.records import load_preferences
 from rlhf_lab.data.tokens import tokenize_preferences
 from rlhf_lab.engine.limits import choose_max_length
@@ -23,8 +24,8 @@ class PreferenceArguments(DataArguments):
     """
 
     objective: str = "dpo"
-    reference: str | None = None
-    cache_dir: str | None = None
+    reference: PathText | None = None
+    cache_dir: PathText | None = None
 
 
 CLASSES = (PreferenceArguments, Objective, TrainingSettings)

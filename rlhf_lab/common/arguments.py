@@ -5,14 +5,21 @@ Flags override the YAML file; `--bf16` alone means true, `--max_weight none` mea
 """
 
 import argparse
+import ast
 import difflib
+import inspect
+import itertools
 import sys
+import textwrap
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+from rlhf_lab.common.files import PathText, expanded
 
 T = TypeVar("T")
 
@@ -46,15 +53,50 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
-def add_fields(parser: argparse.ArgumentParser, *classes: type) -> None:
-    """One flag per field of the dataclasses, and --config; only flags that are given appear in the namespace."""
+def add_fields(
+    parser: argparse.ArgumentParser, *classes: type, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """One flag per field of the dataclasses, and --config; only flags that are given appear in the namespace.
+
+    Each flag's help is the text under its field (`field_help`), and its default: that of the field, or of `defaults`.
+    """
     parser.add_argument("--config", metavar="FILE.yaml", default=argparse.SUPPRESS, help="settings by name, in YAML")
     for cls in classes:
-        group = parser.add_argument_group(cls.__name__)
+        group, texts = parser.add_argument_group(cls.__name__), field_help(cls)
         for field in fields(cls):
             # Flags are also registered at the parser, whose list serves the suggestions.
             parser.known_flags.append(f"--{field.name}")
-            group.add_argument(f"--{field.name}", **_flag_options(field, get_type_hints(cls)[field.name]))
+            options = _flag_options(field, type_hints(cls)[field.name])
+            default = "required" if _required(field) else f"default: {shown(defaults.get(field.name, field.default))}"
+            text = texts.get(field.name)
+            options["help"] = (f"{text} ({default})" if text else default).replace("%", "%%")
+            group.add_argument(f"--{field.name}", **options)
+
+
+def field_help(cls: type) -> dict[str, str]:
+    """{field: the string that stands under it in the class, or in a class that it inherits from}, on one line."""
+    texts: dict[str, str] = {}
+    for each in reversed(cls.__mro__):
+        if each is object:
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0].body
+        for statement, below in itertools.pairwise(body):
+            named = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+            if named and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                texts[statement.target.id] = " ".join(str(below.value.value).split())
+    return texts
+
+
+def shown(value: Any) -> str:
+    """A value as a flag takes it."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def type_hints(cls: type) -> dict[str, Any]:
+    """{field: type}, with what says that a text is a path."""
+    return get_type_hints(cls, include_extras=True)
 
 
 def read_values(namespace: argparse.Namespace, *classes: type) -> dict[str, Any]:
@@ -63,8 +105,8 @@ def read_values(namespace: argparse.Namespace, *classes: type) -> dict[str, Any]
     Raises ValueError that names the flag or key for unknown names and values of the wrong type.
     """
     given = vars(namespace)
-    hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
-    values = read_yaml(given["config"], hints) if "config" in given else {}
+    hints = {name: hint for cls in classes for name, hint in type_hints(cls).items()}
+    values = read_yaml(expanded(given["config"]), hints) if "config" in given else {}
     values |= {name: value for name, value in given.items() if name in hints}
     return {name: convert(value, hints[name], name) for name, value in values.items()}
 
@@ -117,7 +159,7 @@ def pick(cls: type, values: dict[str, Any]) -> dict[str, Any]:
 def convert(value: Any, hint: Any, name: str) -> Any:
     """A flag's text or a YAML value as the type `hint`: int, float, bool, str, Literal, tuple, dict, or one of several.
 
-    Raises ValueError that names the setting, the value and what was expected.
+    Paths (PathText) are `expanded`. Raises ValueError that names the setting, the value and what was expected.
     """
     options = get_args(hint) if get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     is_none = value is None or (isinstance(value, str) and value.lower() in ("none", "null"))
@@ -125,6 +167,11 @@ def convert(value: Any, hint: Any, name: str) -> Any:
         return None
     if is_none and get_origin(hint) is tuple:
         return ()
+    if PathText in options and isinstance(value, str):
+        try:
+            return expanded(value)
+        except ValueError as error:
+            raise ValueError(f"--{name} {error}") from error
     for option in options:
         try:
             if option is not type(None):
@@ -137,6 +184,8 @@ def convert(value: Any, hint: Any, name: str) -> Any:
 
 def _convert_to(value: Any, kind: Any) -> Any:
     origin = get_origin(kind)
+    if origin is Annotated:
+        return _convert_to(value, get_args(kind)[0])
     if origin is Literal:
         return get_args(kind)[get_args(kind).index(value)]
     if origin is tuple:
@@ -158,7 +207,6 @@ def _convert_to(value: Any, kind: Any) -> Any:
 
 def _flag_options(field: Field, hint: Any) -> dict[str, Any]:
     options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "metavar": _describe(hint)}
-    options["help"] = "required" if _required(field) else f"default: {str(field.default).replace('%', '%%')}"
     if hint is bool:
         options |= {"nargs": "?", "const": True}
     return options
@@ -167,6 +215,8 @@ def _flag_options(field: Field, hint: Any) -> dict[str, Any]:
 def _describe(hint: Any) -> str:
     if get_origin(hint) in (types.UnionType, typing.Union):
         return "|".join(map(_describe, get_args(hint)))
+    if hint == PathText:
+        return "PATH"
     if get_origin(hint) is Literal:
         return "|".join(map(str, get_args(hint)))
     if get_origin(hint) is tuple:

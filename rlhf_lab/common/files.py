@@ -6,12 +6,29 @@ Every artefact carries a key, the hash of all that decides it; the key of one st
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 from rlhf_lab.common.errors import cause
+
+# The type of a setting that is a path: `expanded` wherever it comes from. Hub ids and names of models pass as they are.
+PathText = Annotated[str, "path"]
+
+
+def expanded(path: str | Path) -> str:
+    """`path` with ~ and ${VARIABLE} replaced, as a shell does it for flags but not for YAML or --flag=~/folder.
+
+    Raises ValueError for a variable or user that does not exist: a folder of that name would be made otherwise.
+    """
+    text = os.path.expanduser(os.path.expandvars(str(path)))
+    unknown = re.search(r"\$(\w+|\{[^}]*\})", text) or re.match(r"~[^/\\]*", text)
+    if unknown:
+        raise ValueError(f"{path}: {unknown[0]} is not known here; set the variable, or write the path out")
+    return text
 
 
 def key_of(**facts) -> str:
@@ -40,14 +57,26 @@ def read_json(path: Path) -> dict | list | None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The file as a whole or not at all, whenever the process is killed."""
+    """The file as a whole or not at all, whenever the process is killed, and whoever else writes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".unfinished-{path.name}")
+    unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
     with unfinished.open("w", encoding="utf8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())  # or a power loss could leave the new name with no content
     os.replace(unfinished, path)
+
+
+def obey_umask(path: str | Path) -> None:
+    """Give a file, or all files below a folder, the mode of a new file: safetensors leaves 600, whatever the umask."""
+    path = Path(path)
+    probe = (path if path.is_dir() else path.parent) / f".mode-{os.getpid()}"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if file.is_file():
+            file.chmod(mode)
 
 
 def check_writable(folder: Path, flag: str = "--out") -> None:

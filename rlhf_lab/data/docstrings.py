@@ -12,7 +12,6 @@ import json
 import os
 import re
 import sysconfig
-import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -22,6 +21,8 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from tqdm.auto import tqdm
 
+from rlhf_lab.common.errors import cause
+from rlhf_lab.common.files import expanded, write_atomically
 from rlhf_lab.data.prose import description_prose, is_prose, paragraphs, plain
 
 SUMMARY_WORDS = (4, 25)
@@ -71,13 +72,16 @@ def read_corpus(cache_dir: str | os.PathLike | None = None, *, progress: bool = 
     """
     path = _cache_dir(cache_dir) / f"pairs-{_environment_key()}.jsonl"
     if path.exists():
-        with path.open(encoding="utf8") as file:
-            counts, *pairs = map(json.loads, file)
-        return Reading([DocstringPair(**pair) for pair in pairs], **counts)
+        try:
+            with path.open(encoding="utf8") as file:
+                counts, *pairs = map(json.loads, file)
+            return Reading([DocstringPair(**pair) for pair in pairs], **counts)
+        except (ValueError, TypeError) as error:  # cut or emptied by a power loss
+            print(f"{path} is broken ({cause(error)}); it is made again")
     docstrings, files, skipped = harvest(progress=progress)
     reading = Reading(clean_pairs(docstrings), files, skipped)
     lines = [{"files": files, "skipped": skipped}, *map(asdict, reading.pairs)]
-    _write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return reading
 
 
@@ -208,12 +212,6 @@ def _environment_key() -> str:
 
 def _cache_dir(cache_dir: str | os.PathLike | None) -> Path:
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlhf_lab"
-    path = Path(cache_dir) if cache_dir else Path(os.environ.get("RLHF_LAB_CACHE", default))
+    path = Path(expanded(cache_dir or os.environ.get("RLHF_LAB_CACHE", default)))
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", encoding="utf8", dir=path.parent, delete=False) as file:
-        file.write(text)
-    os.replace(file.name, path)

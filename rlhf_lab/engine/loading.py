@@ -1,11 +1,15 @@
 """From a path, a hub id or the name of a shipped model to a model and its tokenizer, whole or not at all."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 from rlhf_lab.common.assets import SHIPPED, small_model_path
 from rlhf_lab.common.errors import cause
@@ -55,6 +59,24 @@ def load_config(source: str | Path):
         raise ValueError(f"cannot load a model from {str(source)!r}: {cause(error)}") from error
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars of transformers inside, where they would mix with ours; downloads from the hub keep theirs."""
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    hub_shows = not are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    try:
+        if hub_shows:
+            enable_progress_bars()
+        yield
+    finally:
+        logging.enable_progress_bar()
+        if not hub_shows:
+            disable_progress_bars()
+
+
 def refuse_other_tasks(source: str) -> None:
     """Raises ValueError if the files at `source` hold a model with the head of another task."""
     named = (load_config(source).architectures or [""])[0]
@@ -69,7 +91,8 @@ def load_whole(kind: type, source: str) -> PreTrainedModel:
     """kind.from_pretrained(source) in float32. Raises ValueError if a weight is missing, of another shape, or cut."""
     _refuse_pointers(source)
     try:
-        model, found = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        with quiet_transformers():
+            model, found = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except LOADING_ERRORS as error:
         raise ValueError(f"cannot load a model from {source!r}: {cause(error)}") from error
     absent = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])

@@ -19,7 +19,7 @@ import torch
 
 from rlhf_lab.common.assets import small_model_path
 from rlhf_lab.common.errors import interruptible
-from rlhf_lab.common.files import Clock, key_of, write_atomically
+from rlhf_lab.common.files import Clock, PathText, expanded, key_of, write_atomically
 from rlhf_lab.common.folders import owned
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.records import load_preferences
@@ -51,9 +51,9 @@ class JudgeSettings:
     Raises ValueError that names the setting.
     """
 
-    data: str
-    out: str = "runs/judge"
-    model: str | None = None
+    data: PathText
+    out: PathText = "runs/judge"
+    model: PathText | None = None
     kind: Literal["bradley-terry", "pairwise"] = "bradley-terry"
     columns: dict[str, str | None] | str | None = None
     drop_invalid: bool = False
@@ -102,7 +102,7 @@ class Comparisons(NamedTuple):
 def judge(settings: JudgeSettings) -> dict:
     """Run the cross-validation, write report.json and report.png to settings.out, and return what the JSON holds."""
     kept = "the verdicts of finished folds are kept, and the same command goes on from there"
-    with owned(Path(settings.out).expanduser()) as out, interruptible(lambda: kept):
+    with owned(expanded(settings.out)) as out, interruptible(lambda: kept):
         return _judge(settings, out)
 
 
@@ -144,7 +144,7 @@ def cross_validate(
         begin = len(values)
         for fold, (train, test) in enumerate(split_by_group(data.prompts, settings.folds, seed)[: settings.test_folds]):
             parts = {"train": [data.examples[i] for i in train], "test": [data.examples[i] for i in test]}
-            path = Path(settings.out).expanduser() / "folds" / f"seed-{seed}-fold-{fold}.json"
+            path = Path(expanded(settings.out)) / "folds" / f"seed-{seed}-fold-{fold}.json"
             key = key_of(**facts, max_length=settings.max_length, seed=seed, fold=fold)
             make = partial(_fold, settings, folder, tokenizer, seed, **parts)
             values += clock.stored(f"seed {seed}, fold {fold}", path, key, make)

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
+from rlhf_lab.common.files import obey_umask
 from rlhf_lab.training.settings import TrainingSettings
 
 TEMPORARY = ".unfinished-"
@@ -61,6 +62,7 @@ def save_checkpoint(
     save_file(rng_tensors, unfinished / "rng.safetensors")
     state = {"progress": asdict(progress), "identity": identity, "rng": rng_numbers}
     (unfinished / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+    obey_umask(unfinished)
     flush(unfinished)
     unfinished.rename(final)
     flush(final.parent, recurse=False)

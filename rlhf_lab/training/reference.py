@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from rlhf_lab.common.errors import cause
+from rlhf_lab.common.files import obey_umask
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import collate, token_budget_batches
 from rlhf_lab.engine.limits import check_examples
@@ -119,5 +120,6 @@ def _write(path: Path, logps: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
     save_file({"logps": logps}, unfinished)
+    obey_umask(unfinished)
     flush(unfinished, recurse=False)
     unfinished.replace(path)

@@ -20,6 +20,7 @@ from rlhf_lab.common.errors import interruptible
 from rlhf_lab.common.files import write_atomically
 from rlhf_lab.common.folders import LOCK_FILE, owned
 from rlhf_lab.engine.loading import model_source
+from rlhf_lab.engine.saving import save_model
 from rlhf_lab.training.checkpoints import (
     TEMPORARY,
     check_identity,
@@ -136,9 +137,7 @@ def save_final(model: nn.Module, tokenizer, output_dir: str | Path) -> None:
     unfinished = folder / f"{TEMPORARY}final"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    model.save_pretrained(unfinished)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(unfinished)
+    save_model(model, tokenizer, unfinished)
     files = sorted(str(path.relative_to(unfinished)) for path in unfinished.rglob("*") if path.is_file())
     for path in (unfinished, *(path for path in unfinished.rglob("*") if path.is_dir())):
         flush(path)
