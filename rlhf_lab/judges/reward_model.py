@@ -34,6 +34,7 @@ from rlhf_lab.judges.gold import Judge
 from rlhf_lab.judges.rows import TOKENS_PER_BATCH, cut_row, encode_responses, values_of_rows
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint, tensor_fingerprint
 from rlhf_lab.training.loop import Losses, LossFunction, TrainingResult, train
+from rlhf_lab.training.metrics import accuracies
 from rlhf_lab.training.run_folder import refuse_model_folder
 from rlhf_lab.training.settings import TrainingSettings
 
@@ -187,7 +188,7 @@ def reward_loss_fn(margins: Tensor, label_smoothing: float) -> LossFunction:
         metrics = {
             "rewards/chosen": chosen.detach(),
             "rewards/rejected": rejected.detach(),
-            "rewards/accuracies": (differences > 0).float(),
+            "rewards/accuracies": accuracies(differences),
             "rewards/margins": differences,
         }
         return Losses(loss, torch.ones_like(loss), metrics)

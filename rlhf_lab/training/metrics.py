@@ -19,6 +19,11 @@ IN_THE_BAR = ("loss", "rewards/accuracies", "eval_loss")
 Report = Callable[[dict[str, float], int], None]
 
 
+def accuracies(margins: Tensor) -> Tensor:
+    """1 where chosen wins, 0 where it loses, 1/2 where both are equal: a policy that is its reference reads .5."""
+    return (margins > 0).float() + 0.5 * (margins == 0).float()
+
+
 class Averages:
     """Weighted means sum(w v) / sum(w) of per-example values, kept on the device until they are read.
 

@@ -17,6 +17,7 @@ from rlhf_lab.engine.precision import autocast, pick_device
 from rlhf_lab.objective import Objective, preference_loss, wpo_weights
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint
 from rlhf_lab.training.loop import Losses, LossFunction, TrainingResult, train
+from rlhf_lab.training.metrics import accuracies
 from rlhf_lab.training.preflight import check_run
 from rlhf_lab.training.reference import reference_logps
 from rlhf_lab.training.run_folder import refuse_model_folder, run_folder
@@ -138,7 +139,7 @@ def preference_losses(objective: Objective, policy: ResponseLogps, ref_logps: Te
     metrics = {
         "rewards/chosen": result.chosen_rewards,
         "rewards/rejected": result.rejected_rewards,
-        "rewards/accuracies": (result.margins > 0).float(),
+        "rewards/accuracies": accuracies(result.margins),
         "rewards/margins": result.margins,
         "logps/chosen": logps[:, 0].detach(),
         "logps/rejected": logps[:, 1].detach(),
