@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -232,10 +231,8 @@ def test_debug_shows_the_traceback(capsys):
 
 def test_help_imports_neither_torch_nor_transformers():
     code = "import sys; from rlhf_lab.commands import cli; cli.main(['--help']); print('torch' in sys.modules)"
-    begin = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.splitlines()[-1] == "False" and "doctor" in done.stdout
-    assert time.perf_counter() - begin < 60
 
 
 def test_every_command_exists_and_describes_its_flags(capsys):
