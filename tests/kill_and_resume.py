@@ -18,7 +18,7 @@ import numpy
 import torch
 
 from rlhf_lab.objective import preset
-from rlhf_lab.training import checkpoints, loop
+from rlhf_lab.training import checkpoints, loop, run_folder
 from rlhf_lab.training.preference import train_preference
 from rlhf_lab.training.sft import sft_loss
 from tests.training_helpers import quiet, random_examples, tiny_gpt2_with_dropout, tiny_llama
@@ -34,7 +34,8 @@ MOMENTS = {
     "before flushing": (os, "fsync", 3),
     "before renaming": (Path, "rename", 2),
     "while deleting an old checkpoint": (checkpoints.shutil, "rmtree", 8),
-    "while writing the final model": (checkpoints, "save_final", 1),
+    "while writing the final model": (run_folder, "save_final", 1),
+    "with the final model half in its place": (run_folder, "_delete", 1),
 }
 
 

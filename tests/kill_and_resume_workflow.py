@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from rlhf_lab.engine import generate
-from rlhf_lab.training import checkpoints, loop
+from rlhf_lab.training import checkpoints, loop, run_folder
 from rlhf_lab.workflow import artefacts, candidates, evaluation, pairs, policy, results, scores
 from rlhf_lab.workflow.loop import run_workflow
 from tests.kill_and_resume import in_child
@@ -33,7 +33,7 @@ MOMENTS = {
     "in training, before a checkpoint": (loop, "scale_and_clip", 1),
     "in training, after a checkpoint": (loop, "scale_and_clip", 3),
     "half-way through a checkpoint": (checkpoints, "save_file", 3),
-    "while writing the final model": (checkpoints, "save_final", 1),
+    "while writing the final model": (run_folder, "save_final", 1),
     "after moving the final model": (artefacts, "_write_manifest", 8),
     "before clearing up after training": (policy, "_work", 2),
     "in the evaluation": (evaluation, "add_logps", 2),

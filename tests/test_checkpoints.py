@@ -33,7 +33,7 @@ def test_killed_at_any_moment_a_run_resumes_to_the_same_bits(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(done.stdout.splitlines()[-1])
-    assert len(results) == 10 + 3 + 2 * 2
+    assert len(results) == 11 + 3 + 2 * 2
     assert [label for label, (killed, _) in results.items() if not killed] == []
     states = {
         task: {label: s for label, (_, s) in results.items() if label.startswith(task)} for task in ("noisy", "wpo")
@@ -69,22 +69,24 @@ def test_another_run_is_refused_with_what_differs(tmp_path):
         assert "belongs to another run" in str(error.value)
         return str(error.value)
 
-    message = refused(r"objective: .*beta=0\.1.* in the checkpoint, .*beta=0\.2.* now", objective=Objective(beta=0.2))
+    message = refused(r"objective: .*beta=0\.1.* there, .*beta=0\.2.* now", objective=Objective(beta=0.2))
     assert "settings." not in message and "data" not in message
     refused("data:", data=PAIRS[:-1])
     refused("reference:", reference=tiny_llama(seed=1))
-    message = refused("settings.learning_rate: 0.01 in the checkpoint, 0.02 now", learning_rate=0.02, seed=3)
-    assert "settings.seed: 0 in the checkpoint, 3 now" in message
+    message = refused("settings.learning_rate: 0.01 there, 0.02 now", learning_rate=0.02, seed=3)
+    assert "settings.seed: 0 there, 3 now" in message
     refused("model:", model=tiny_llama(seed=1))
-    with pytest.raises(ValueError, match="task: preference in the checkpoint, sft now"):
+    with pytest.raises(ValueError, match="task: preference there, sft now"):
         train_sft(tiny_llama(), None, SFT, settings(tmp_path))
 
 
 def test_the_checkpoint_as_the_model_does_not_rebase_the_reference(tmp_path):
     """Loading the last checkpoint as the model and training on would silently take it as its own reference: refused."""
-    train_preference(tiny_llama(), None, PAIRS, Objective(), settings(tmp_path))
-    with pytest.raises(ValueError, match="reference:"):
+    result = train_preference(tiny_llama(), None, PAIRS, Objective(), settings(tmp_path))
+    with pytest.raises(ValueError, match="is the parent folder of the model"):
         train_preference(tmp_path / "checkpoint-2", None, PAIRS, Objective(), settings(tmp_path))
+    with pytest.raises(ValueError, match="reference:"):
+        train_preference(result.model, None, PAIRS, Objective(), settings(tmp_path))
 
 
 def test_what_is_written_where_may_change(tmp_path):

@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +14,12 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from rlhf_lab.commands import cli, doctor
-from rlhf_lab.common.arguments import Parser, add_fields, build, convert, read_values, read_yaml
+from rlhf_lab.commands.train_preference import PreferenceArguments
+from rlhf_lab.commands.train_reward import RewardArguments
+from rlhf_lab.common.arguments import Parser, add_fields, build, convert, read_values, read_yaml, type_hints
+from rlhf_lab.common.files import PathText
+from rlhf_lab.judges.cross_validation import JudgeSettings
+from rlhf_lab.training.settings import TrainingSettings
 from tests.training_helpers import tiny_llama, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +35,7 @@ class Cake:
     form: Literal["round", "square"] = "round"
     layers: tuple[Literal["cream", "jam"], ...] = ()
     map: dict[str, str | None] | str | None = None
+    shelf: PathText | None = None
 
 
 def parse(*flags):
@@ -50,6 +55,37 @@ def test_flags_become_typed_values():
     }
     assert parse("--map", "a=b,c=none") == {"map": {"a": "b", "c": None}}
     assert parse("--map", "org/data") == {"map": "org/data"}
+
+
+@pytest.mark.parametrize("written", ["~/cakes", "${HOME}/cakes", "$HOME/cakes", "/home/baker/cakes"])
+def test_paths_are_expanded_in_flags_and_files(tmp_path, monkeypatch, written):
+    """A shell does it for --shelf ~/cakes, but not for --shelf=~/cakes and not in YAML."""
+    monkeypatch.setenv("HOME", "/home/baker")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text(f"shelf: {written}\nname: ~\nform: round\n")
+    assert parse(f"--shelf={written}") == {"shelf": "/home/baker/cakes"}
+    with pytest.raises(ValueError, match="--name must be TEXT"):  # YAML's own ~ is null
+        parse("--config", "c.yaml")
+    (tmp_path / "c.yaml").write_text(f"shelf: {written}\nname: $HOME\n")
+    assert parse("--config", "c.yaml") == {"shelf": "/home/baker/cakes", "name": "$HOME"}  # a text is no path
+    assert parse("--shelf", "org/model") == {"shelf": "org/model"} and parse("--shelf", "none") == {"shelf": None}
+
+
+@pytest.mark.parametrize("written", ["${NOWHERE_TO_BE_FOUND}/x", "$NOWHERE_TO_BE_FOUND/x", "~nobody-of-this-name/x"])
+def test_a_path_of_an_unknown_variable_or_user_is_refused(written):
+    with pytest.raises(ValueError, match=r"--shelf .*NOWHERE_TO_BE_FOUND|--shelf .*~nobody-of-this-name"):
+        parse(f"--shelf={written}")
+
+
+def test_every_setting_that_is_a_path_is_expanded(monkeypatch):
+    """By name, over all dataclasses of settings: a new path field that is a plain text would fail here."""
+    monkeypatch.setenv("HOME", "/home/baker")
+    named = ("model_name_or_path", "train_file", "dataset_name", "eval_file", "reference", "cache_dir", "output_dir")
+    for cls in (PreferenceArguments, RewardArguments, TrainingSettings, JudgeSettings):
+        for name, hint in type_hints(cls).items():
+            if name in (*named, "data", "out", "model"):
+                assert convert("~/x", hint, name) == "/home/baker/x", (cls, name)
+    assert TrainingSettings("~/x").output_dir == "/home/baker/x"
 
 
 def test_dashes_are_underscores():
@@ -224,10 +260,8 @@ def test_debug_shows_the_traceback(capsys):
 
 def test_help_imports_neither_torch_nor_transformers():
     code = "import sys; from rlhf_lab.commands import cli; cli.main(['--help']); print('torch' in sys.modules)"
-    begin = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.splitlines()[-1] == "False" and "doctor" in done.stdout
-    assert time.perf_counter() - begin < 60
 
 
 def test_every_command_exists_and_describes_its_flags(capsys):

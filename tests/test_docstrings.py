@@ -2,7 +2,6 @@
 
 import json
 import platform
-import time
 from dataclasses import replace
 
 import pytest
@@ -142,7 +141,7 @@ def test_files_are_parsed_not_run(tmp_path):
     assert read_docstrings(("p", str(tmp_path / "absent.py"))) is None
 
 
-def test_the_corpus_of_this_machine(tmp_path):
+def test_the_corpus_of_this_machine(tmp_path, monkeypatch):
     """At least 8,000 pairs, all splits, lengths kept; the second reading comes from the cache and is the same."""
     pairs = docstrings.docstring_pairs(tmp_path, progress=False)
     assert len(pairs) >= 8000
@@ -151,9 +150,8 @@ def test_the_corpus_of_this_machine(tmp_path):
     for pair in pairs:
         assert 4 <= len(pair.summary.split()) <= 25
         assert 20 <= len(pair.description.split()) <= 120
-    begin = time.perf_counter()
+    monkeypatch.setattr(docstrings, "harvest", None)  # read back, not harvested: to call it would fail
     assert docstrings.docstring_pairs(tmp_path, progress=False) == pairs
-    assert time.perf_counter() - begin < 10  # read back, not harvested: that takes half a minute
     (file,) = tmp_path.glob("corpus-*.json")
     found = json.loads(file.read_text(encoding="utf8"))["value"]
     assert found["files"] > 1000 > found["skipped"]

@@ -15,7 +15,7 @@ from rlhf_lab.engine.batches import collate
 from rlhf_lab.objective import preset
 from rlhf_lab.training.health import ROWS_NAMED
 from rlhf_lab.training.loop import evaluate, train
-from rlhf_lab.training.metrics import Averages, read_metrics
+from rlhf_lab.training.metrics import Averages, accuracies, read_metrics
 from rlhf_lab.training.preference import train_preference
 from rlhf_lab.training.sft import sft_loss, train_sft
 from tests.training_helpers import distance, quiet, random_examples, tiny_llama, tiny_tokenizer
@@ -37,7 +37,7 @@ def test_batch_size_times_accumulation_is_invariant(tmp_path):
         for row, other in zip(whole.history, cut.history, strict=True):
             assert row == pytest.approx(other, rel=1e-9, abs=1e-12)
     # A control: another step size does differ.
-    assert distance(whole.model, trained(tmp_path, "4", per_device_train_batch_size=4).model) > 1e-3
+    assert distance(whole.model, trained(tmp_path, "4x1", per_device_train_batch_size=4).model) > 1e-3
 
 
 def test_order_and_company_do_not_matter_within_a_step(tmp_path):
@@ -127,6 +127,15 @@ def test_means_are_weighted_and_clear():
     averages.read_and_clear()
     averages.add(torch.tensor([1.0]), torch.tensor([1]), {"m": torch.tensor([0.0])})
     assert averages.read_and_clear() == {"loss": 1.0, "m": 0.0}
+
+
+def test_a_tie_is_half_an_accuracy(tmp_path):
+    """By hand: won, lost, tied and tied is (1 + 0 + 1/2 + 1/2) / 4; and a policy that is its reference reads 1/2."""
+    assert accuracies(torch.tensor([0.3, -2.0, 0.0, -0.0])).tolist() == [1.0, 0.0, 0.5, 0.5]
+    pairs = [Example(e.prompt, (e.responses[0],) * 2, e.row) for e in random_examples(8)]
+    settings = quiet(tmp_path, max_steps=1)
+    result = train_preference(tiny_llama(), None, pairs, preset("dpo"), settings, eval_examples=pairs)
+    assert result.history[0]["rewards/accuracies"] == result.metrics["eval_rewards/accuracies"] == 0.5
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

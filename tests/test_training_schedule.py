@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from rlhf_lab.data.examples import Example
 from rlhf_lab.training.schedule import epoch_steps, learning_rate, total_steps, walk
 from rlhf_lab.training.settings import TrainingSettings
 from tests.training_helpers import quiet, random_examples
@@ -47,26 +48,40 @@ def test_an_epoch_sees_every_example_once_within_the_limits(size, tokens, accumu
         assert tokens is None or sum(EXAMPLES[i].num_tokens for i in batch) <= tokens
 
 
-def test_accumulation_cuts_the_same_steps():
-    """Batches of 8, 2 x 4 and 4 x 2 make the same steps; epochs differ."""
-    cuts = [(8, 1), (4, 2), (2, 4)]
+@hypothesis_settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=60),
+    epoch=st.integers(0, 2),
+    seed=st.integers(0, 9),
+    tokens=st.one_of(st.none(), st.integers(62, 150)),
+)
+def test_accumulation_cuts_the_same_steps_in_the_same_order(lengths, epoch, seed, tokens):
+    """Batches of 8, 2 x 4, 4 x 2 and 8 x 1, and budgets of 4t, 2 x 2t and 4 x t tokens: also in epoch 0."""
+    examples = [Example((2,) * length, ((3,),), row) for row, length in enumerate(lengths)]
     made = []
-    for size, accumulation in cuts:
-        settings = quiet("x", per_device_train_batch_size=size, gradient_accumulation_steps=accumulation)
-        steps = epoch_steps(EXAMPLES, settings, 1)
-        assert max(map(len, steps)) == accumulation
-        made.append([sorted(chain(*step)) for step in steps])
-    assert made[0] == made[1] == made[2]
+    for accumulation in (1, 2, 4) if tokens else (1, 2, 4, 8):
+        limit = {"tokens_per_batch": tokens * 4 // accumulation} if tokens else {}
+        limit |= {} if tokens else {"per_device_train_batch_size": 8 // accumulation}
+        settings = quiet("x", seed=seed, gradient_accumulation_steps=accumulation, **limit)
+        made.append([sorted(chain(*step)) for step in epoch_steps(examples, settings, epoch)])
+    assert all(steps == made[0] for steps in made)
+
+
+def test_epochs_differ_and_accumulation_is_what_it_says():
     settings = quiet("x", per_device_train_batch_size=8)
     assert epoch_steps(EXAMPLES, settings, 1) != epoch_steps(EXAMPLES, settings, 2)
+    for size, accumulation in ((8, 1), (4, 2), (2, 4)):
+        settings = quiet("x", per_device_train_batch_size=size, gradient_accumulation_steps=accumulation)
+        assert max(map(len, epoch_steps(EXAMPLES, settings, 0))) == accumulation
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_the_largest_batch_comes_first(accumulation):
+def test_the_largest_step_comes_first_and_in_it_its_largest_batch(accumulation):
     settings = quiet("x", per_device_train_batch_size=4, gradient_accumulation_steps=accumulation)
     steps = epoch_steps(EXAMPLES, settings, 0)
     tokens = [[sum(EXAMPLES[i].num_tokens for i in batch) for batch in step] for step in steps]
-    assert max(tokens[0]) == max(map(max, tokens))
+    assert sum(tokens[0]) == max(map(sum, tokens))
+    assert tokens[0][0] == max(tokens[0])
 
 
 def test_a_walk_continues_where_it_stopped():
@@ -104,6 +119,8 @@ def test_total_steps_by_hand():
         {"per_device_train_batch_size": 0},
         {"logging_steps": 0},
         {"save_total_limit": 0},
+        {"seed": -1},
+        {"seed": 2**32},
     ],
 )
 def test_settings_refuse_and_name_the_field(change):

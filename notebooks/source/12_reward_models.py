@@ -159,6 +159,7 @@ def settings(name: str, epochs: int, rate: float) -> TrainingSettings:
         bf16=bf16_speed(sft.device).startswith("native"),
         logging_steps=4,
         save_steps=0,
+        resume=False,  # the cell may be run again with another rate: start over
         disable_tqdm=True,
     )
 

@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"error: {error}", 2, debug)
     except FloatingPointError as error:
         return _fail(f"error: {error}", 1, debug)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from the last checkpoint", 130, debug)
+    except KeyboardInterrupt as stop:  # only what was interrupted knows whether anything of it was kept
+        return _fail("; ".join(["interrupted", *getattr(stop, "__notes__", ())]), 130, debug)
 
 
 def run(arguments: Sequence[str]) -> int:

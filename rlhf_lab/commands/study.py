@@ -5,7 +5,8 @@ import importlib
 import textwrap
 from pathlib import Path
 
-from rlhf_lab.common.files import check_writable
+from rlhf_lab.common.files import expanded
+from rlhf_lab.common.folders import owned
 from rlhf_lab.studies.report import STUDIES, question_of, read_record, run_study, write_report, write_study
 
 
@@ -38,7 +39,7 @@ def main(args: argparse.Namespace) -> None:
         return
     if args.name not in STUDIES:
         raise ValueError(f"unknown study {args.name!r}; choose from: {', '.join(STUDIES)} (rlhf-lab study --list)")
-    out = Path(args.out or f"studies/{args.name}")
+    out = Path(expanded(args.out or f"studies/{args.name}"))
     if args.report_only:
         _report_again(args, out)
         return
@@ -46,10 +47,11 @@ def main(args: argparse.Namespace) -> None:
     seeds = module.SEEDS if args.seeds is None else args.seeds
     if seeds < 2:
         raise ValueError(f"--seeds must be 2 or more, got {seeds}: an interval needs at least two worlds")
-    check_writable(out)
     options = ["", f" --seeds {args.seeds}"][args.seeds is not None] + " --fast" * args.fast
-    record = run_study(args.name, module, seeds, args.fast, f"rlhf-lab study {args.name}{options}")
-    write_study(module, record, out)
+    _refuse_another_study(out, args.name)
+    with owned(out):
+        record = run_study(args.name, module, seeds, args.fast, f"rlhf-lab study {args.name}{options}")
+        write_study(module, record, out)
     print(f"{module.QUESTION}\n\n{textwrap.fill(module.answer(record['results']), 110)}\n")
     print(f"In {out}: report.md, figure.png, results.json. {record['seconds']:.1f} s.")
 
@@ -57,12 +59,20 @@ def main(args: argparse.Namespace) -> None:
 def _report_again(args: argparse.Namespace, out: Path) -> None:
     if args.seeds is not None or args.fast:
         raise ValueError("--report-only runs nothing: leave out --seeds and --fast")
+    _refuse_another_study(out, args.name)
     module, record = read_record(out)
-    if record["study"] != args.name:
-        raise ValueError(f"{out}/results.json is of the study {record['study']}, not of {args.name}")
     write_report(module, record, out)
     print(f"{module.QUESTION}\n\n{textwrap.fill(module.answer(record['results']), 110)}\n")
     print(f"In {out}: report.md, figure.png.")
+
+
+def _refuse_another_study(out: Path, name: str) -> None:
+    """The results of one study are not replaced by those of another."""
+    if not (out / "results.json").exists():
+        return
+    _, record = read_record(out)
+    if record["study"] != name:
+        raise ValueError(f"{out}/results.json is of the study {record['study']}, not of {name}; choose another --out")
 
 
 def _refuse_options_of_a_run(args: argparse.Namespace) -> None:

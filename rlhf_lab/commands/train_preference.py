@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 from rlhf_lab.commands.training import DataArguments, load_examples, report, report_rulers
 from rlhf_lab.common.arguments import add_fields, build, pick, read_values
+from rlhf_lab.common.files import PathText
 from rlhf_lab.data.records import load_preferences
 from rlhf_lab.data.tokens import tokenize_preferences
 from rlhf_lab.engine.limits import choose_max_length
 from rlhf_lab.engine.loading import load_model, load_tokenizer
 from rlhf_lab.objective import PRESETS, Objective, preset
 from rlhf_lab.training.preference import train_preference
+from rlhf_lab.training.run_folder import refuse_model_folder
 from rlhf_lab.training.settings import TrainingSettings
 
 
@@ -22,8 +24,8 @@ class PreferenceArguments(DataArguments):
     """
 
     objective: str = "dpo"
-    reference: str | None = None
-    cache_dir: str | None = None
+    reference: PathText | None = None
+    cache_dir: PathText | None = None
 
 
 CLASSES = (PreferenceArguments, Objective, TrainingSettings)
@@ -42,6 +44,7 @@ def main(args: argparse.Namespace) -> None:
     data, settings = build(PreferenceArguments, values), build(TrainingSettings, values)
     objective = preset(data.objective, **pick(Objective, values))
     print(f"{objective}\nreference: {data.reference or 'the model itself, as it is before training'}")
+    refuse_model_folder(settings.output_dir, data.model_name_or_path, data.reference)
     model, tokenizer = load_model(data.model_name_or_path), load_tokenizer(data.model_name_or_path)
     max_length = choose_max_length(model, data.max_length)
     examples, eval_examples, facts = load_examples(data, tokenizer, max_length, load_preferences, tokenize_preferences)

@@ -12,6 +12,7 @@ from rlhf_lab.data.tokens import tokenize_preferences
 from rlhf_lab.engine.limits import choose_max_length
 from rlhf_lab.engine.loading import load_tokenizer
 from rlhf_lab.judges.reward_model import reward_model, train_reward
+from rlhf_lab.training.run_folder import refuse_model_folder
 from rlhf_lab.training.settings import TrainingSettings
 
 
@@ -46,6 +47,7 @@ def main(args: argparse.Namespace) -> None:
     """Read, check and tokenise the comparisons, then `train_reward`."""
     values = read_values(args, *CLASSES)
     data, settings = build(RewardArguments, values), build(TrainingSettings, values)
+    refuse_model_folder(settings.output_dir, data.model_name_or_path)
     model, tokenizer = (
         reward_model(data.model_name_or_path, seed=settings.seed),
         load_tokenizer(data.model_name_or_path),

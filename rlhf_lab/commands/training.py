@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_lab.common.files import write_atomically
+from rlhf_lab.common.files import PathText, write_atomically
 from rlhf_lab.common.intervals import number
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.truncation import LongPrompts
@@ -32,11 +32,11 @@ class DataArguments:
     drop_invalid: leave out rows that cannot be used, and report them, instead of refusing the file.
     """
 
-    model_name_or_path: str
-    train_file: str | None = None
-    dataset_name: str | None = None
+    model_name_or_path: PathText
+    train_file: PathText | None = None
+    dataset_name: PathText | None = None
     dataset_split: str | None = None
-    eval_file: str | None = None
+    eval_file: PathText | None = None
     eval_split: str | None = None
     columns: dict[str, str | None] | str | None = None
     max_length: int | None = None

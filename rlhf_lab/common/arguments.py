@@ -17,7 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+from rlhf_lab.common.files import PathText, expanded
 
 T = TypeVar("T")
 
@@ -64,7 +66,7 @@ def add_fields(
         for field in fields(cls):
             # Flags are also registered at the parser, whose list serves the suggestions.
             parser.known_flags.append(f"--{field.name}")
-            options = _flag_options(field, get_type_hints(cls)[field.name])
+            options = _flag_options(field, type_hints(cls)[field.name])
             default = "required" if _required(field) else f"default: {shown(defaults.get(field.name, field.default))}"
             text = texts.get(field.name)
             options["help"] = (f"{text} ({default})" if text else default).replace("%", "%%")
@@ -92,14 +94,19 @@ def shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
+def type_hints(cls: type) -> dict[str, Any]:
+    """{field: type}, with what says that a text is a path."""
+    return get_type_hints(cls, include_extras=True)
+
+
 def read_values(namespace: argparse.Namespace, *classes: type) -> dict[str, Any]:
     """{name: converted value} of everything that was given, flags before the YAML file.
 
     Raises ValueError that names the flag or key for unknown names and values of the wrong type.
     """
     given = vars(namespace)
-    hints = {name: hint for cls in classes for name, hint in get_type_hints(cls).items()}
-    values = read_yaml(given["config"], hints) if "config" in given else {}
+    hints = {name: hint for cls in classes for name, hint in type_hints(cls).items()}
+    values = read_yaml(expanded(given["config"]), hints) if "config" in given else {}
     values |= {name: value for name, value in given.items() if name in hints}
     return {name: convert(value, hints[name], name) for name, value in values.items()}
 
@@ -152,7 +159,7 @@ def pick(cls: type, values: dict[str, Any]) -> dict[str, Any]:
 def convert(value: Any, hint: Any, name: str) -> Any:
     """A flag's text or a YAML value as the type `hint`: int, float, bool, str, Literal, tuple, dict, or one of several.
 
-    Raises ValueError that names the setting, the value and what was expected.
+    Paths (PathText) are `expanded`. Raises ValueError that names the setting, the value and what was expected.
     """
     options = get_args(hint) if get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     is_none = value is None or (isinstance(value, str) and value.lower() in ("none", "null"))
@@ -160,6 +167,11 @@ def convert(value: Any, hint: Any, name: str) -> Any:
         return None
     if is_none and get_origin(hint) is tuple:
         return ()
+    if PathText in options and isinstance(value, str):
+        try:
+            return expanded(value)
+        except ValueError as error:
+            raise ValueError(f"--{name} {error}") from error
     for option in options:
         try:
             if option is not type(None):
@@ -172,6 +184,8 @@ def convert(value: Any, hint: Any, name: str) -> Any:
 
 def _convert_to(value: Any, kind: Any) -> Any:
     origin = get_origin(kind)
+    if origin is Annotated:
+        return _convert_to(value, get_args(kind)[0])
     if origin is Literal:
         return get_args(kind)[get_args(kind).index(value)]
     if origin is tuple:
@@ -201,6 +215,8 @@ def _flag_options(field: Field, hint: Any) -> dict[str, Any]:
 def _describe(hint: Any) -> str:
     if get_origin(hint) in (types.UnionType, typing.Union):
         return "|".join(map(_describe, get_args(hint)))
+    if hint == PathText:
+        return "PATH"
     if get_origin(hint) is Literal:
         return "|".join(map(str, get_args(hint)))
     if get_origin(hint) is tuple:

@@ -6,10 +6,29 @@ Every artefact carries a key, the hash of all that decides it; the key of one st
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
+
+from rlhf_lab.common.errors import cause
+
+# The type of a setting that is a path: `expanded` wherever it comes from. Hub ids and names of models pass as they are.
+PathText = Annotated[str, "path"]
+
+
+def expanded(path: str | Path) -> str:
+    """`path` with ~ and ${VARIABLE} replaced, as a shell does it for flags but not for YAML or --flag=~/folder.
+
+    Raises ValueError for a variable or user that does not exist: a folder of that name would be made otherwise.
+    """
+    text = os.path.expanduser(os.path.expandvars(str(path)))
+    unknown = re.search(r"\$(\w+|\{[^}]*\})", text) or re.match(r"~[^/\\]*", text)
+    if unknown:
+        raise ValueError(f"{path}: {unknown[0]} is not known here; set the variable, or write the path out")
+    return text
 
 
 def key_of(**facts) -> str:
@@ -33,7 +52,7 @@ def read_json(path: Path) -> dict | list | None:
     try:
         return json.loads(path.read_text(encoding="utf8"))
     except ValueError as error:  # JSON and UTF-8 errors
-        print(f"{path} is broken ({error}); it is made again")
+        print(f"{path} is broken ({cause(error)}); it is made again")
         return None
 
 
@@ -56,15 +75,27 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     os.replace(unfinished, path)
 
 
-def check_writable(folder: Path) -> None:
-    """Make `folder`; raises ValueError if nothing can be written there."""
+def obey_umask(path: str | Path) -> None:
+    """Give a file, or all files below a folder, the mode of a new file: safetensors leaves 600, whatever the umask."""
+    path = Path(path)
+    probe = (path if path.is_dir() else path.parent) / f".mode-{os.getpid()}"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if file.is_file():
+            file.chmod(mode)
+
+
+def check_writable(folder: Path, flag: str = "--out") -> None:
+    """Make `folder`; raises ValueError, which names the flag that chose it, if nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.write_text("", encoding="utf8")
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"cannot write to {folder} ({error.strerror}); choose another folder with --out") from error
+        raise ValueError(f"cannot write to {folder} ({error.strerror}); choose another folder with {flag}") from error
 
 
 class Clock:

@@ -16,6 +16,7 @@ from functools import lru_cache
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lab.common.errors import cause
 from rlhf_lab.data.contents import Messages
 from rlhf_lab.data.known_datasets import common_prefix_length
 from rlhf_lab.data.problems import TokenError, shorten
@@ -40,7 +41,7 @@ def rendered(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, generati
     try:
         return tokenizer.apply_chat_template(list(messages), **options)
     except TemplateError as error:
-        raise TokenError("refused by the chat template", f"{error}: {shorten(messages)}") from error
+        raise TokenError("refused by the chat template", f"{cause(error)}: {shorten(messages)}") from error
 
 
 @lru_cache(maxsize=8)

@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar
 from packaging.requirements import Requirement
 from tqdm.auto import tqdm
 
-from rlhf_lab.common.files import stored
+from rlhf_lab.common.files import expanded, stored
 from rlhf_lab.data.prose import description_prose, is_prose, paragraphs, plain
 
 SUMMARY_WORDS = (4, 25)
@@ -232,6 +232,6 @@ def _environment_key() -> str:
 
 def _cache_dir(cache_dir: str | os.PathLike | None) -> Path:
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlhf_lab"
-    path = Path(cache_dir) if cache_dir else Path(os.environ.get("RLHF_LAB_CACHE", default))
+    path = Path(expanded(cache_dir or os.environ.get("RLHF_LAB_CACHE", default)))
     path.mkdir(parents=True, exist_ok=True)
     return path

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rlhf_lab.common.errors import cause
 from rlhf_lab.data.problems import Problem, shorten
 
 Row = dict[str, Any]
@@ -28,7 +29,7 @@ def _bytes_of(path: Path) -> bytes:
     try:
         return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is not a whole gzip file: {error}") from error
+        raise ValueError(f"{path} is not a whole gzip file: {cause(error)}") from error
 
 
 def _parse_line(number: int, line: bytes) -> Any:
@@ -55,7 +56,7 @@ def _read_csv(path: Path) -> Read:
                 raise ValueError(f"{path}: {twice[0]!r} names more than one column; rename all but one")
             rows = [(number, _csv_row(number, row)) for number, row in enumerate(reader)]
         except csv.Error as error:
-            raise ValueError(f"{path}: line {reader.line_num + 1} is not valid CSV: {error}") from error
+            raise ValueError(f"{path}: line {reader.line_num + 1} is not valid CSV: {cause(error)}") from error
         return rows, tuple(reader.fieldnames or ())
 
 
@@ -72,7 +73,7 @@ def _read_parquet(path: Path) -> Read:
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
+        raise ValueError(f"{path} is not a readable Parquet file: {cause(error)}") from error
     try:
         rows = list(enumerate(table.to_pylist()))
     except UnicodeDecodeError:

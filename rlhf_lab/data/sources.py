@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rlhf_lab.common.errors import cause
 from rlhf_lab.data.files import READERS, suffix
 from rlhf_lab.data.known_datasets import KNOWN_DATASETS, KnownDataset
 from rlhf_lab.data.problems import Problem, shorten
@@ -167,7 +168,7 @@ def _open_hub(source: str, split: str | None) -> Any:
         kind = ConnectionError if isinstance(error, OSError) else ValueError
         layout = f", with --columns {source}" if source in KNOWN_DATASETS else ""
         raise kind(
-            f"cannot load {source!r} as a local path or from the Hugging Face hub: {error}\n"
+            f"cannot load {source!r} as a local path or from the Hugging Face hub: {cause(error)}\n"
             "Without a network, download it on another machine, save it there with dataset.to_json('pairs.jsonl') or "
             f"dataset.to_parquet('pairs.parquet'), and give that file instead{layout}"
         ) from error

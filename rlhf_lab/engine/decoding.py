@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from rlhf_lab.common.errors import cause
 from rlhf_lab.engine.limits import has_only_attention, shortest_window
 from rlhf_lab.engine.repeated_prompts import RepeatedPrompts, RerunRows
 from rlhf_lab.engine.shared_prompts import SharedPrompts
@@ -91,7 +92,7 @@ def _probe(model) -> bool:
         reason = f"logits differ by {gap:.2g}"
         agrees = gap <= TOLERANCE * (1 if torch.finfo(model.dtype).bits >= 32 else 30)
     except Exception as error:  # RepeatedPrompts takes any model: whatever fails here is a matter of sharing
-        agrees, reason = False, f"{type(error).__name__}: {error}"
+        agrees, reason = False, f"{type(error).__name__}: {cause(error)}"
     if not agrees:
         warnings.warn(
             f"{type(model).__name__} cannot share a prompt between its responses ({reason}); the prompt is repeated "

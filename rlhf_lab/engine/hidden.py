@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf_lab.common.errors import cause
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.attention import PackedAttentionUnsupported, Packing, packed_attention_in
 from rlhf_lab.engine.batches import Batch, collate
@@ -198,7 +199,7 @@ def _difference(model: PreTrainedModel, expected: Tensor, run_packed: Callable[[
     try:
         found = run_packed()
     except Exception as error:  # the plain path took the same input, so whatever fails here is a matter of packing
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {cause(error)}"
     gap, size = (found - expected).abs().mean(), expected.abs().mean()
     agree = bool(gap <= PROBE_TOLERANCE[torch.finfo(model.dtype).bits >= 32] * (1 + size))
     return None if agree else f"results differ by {float(gap):.2g} on average, their size is {float(size):.2g}"

@@ -1,17 +1,23 @@
 """From a path, a hub id or the name of a shipped model to a model and its tokenizer, whole or not at all."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 from rlhf_lab.common.assets import SHIPPED, small_model_path
 from rlhf_lab.common.errors import cause
 
 # Heads of other tasks: what a causal model would lack there is drawn at random by transformers, with a warning only.
 OTHER_TASKS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "ForMaskedLM")
+# What transformers raises for files that are not there, not whole, of an unknown kind, or need a package.
+LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -41,7 +47,7 @@ def load_tokenizer(path: str | Path):
     """The tokenizer beside the model; raises ValueError that names the path."""
     try:
         return AutoTokenizer.from_pretrained(model_source(path))
-    except (OSError, ValueError) as error:
+    except LOADING_ERRORS as error:
         raise ValueError(f"cannot load a tokenizer from {str(path)!r}: {cause(error)}") from error
 
 
@@ -49,8 +55,26 @@ def load_config(source: str | Path):
     """The model's configuration; raises ValueError that names the path."""
     try:
         return AutoConfig.from_pretrained(model_source(source))
-    except (OSError, ValueError) as error:
+    except LOADING_ERRORS as error:
         raise ValueError(f"cannot load a model from {str(source)!r}: {cause(error)}") from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars of transformers inside, where they would mix with ours; downloads from the hub keep theirs."""
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    hub_shows = not are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    try:
+        if hub_shows:
+            enable_progress_bars()
+        yield
+    finally:
+        logging.enable_progress_bar()
+        if not hub_shows:
+            disable_progress_bars()
 
 
 def refuse_other_tasks(source: str) -> None:
@@ -67,8 +91,9 @@ def load_whole(kind: type, source: str) -> PreTrainedModel:
     """kind.from_pretrained(source) in float32. Raises ValueError if a weight is missing, of another shape, or cut."""
     _refuse_pointers(source)
     try:
-        model, found = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        with quiet_transformers():
+            model, found = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    except LOADING_ERRORS as error:
         raise ValueError(f"cannot load a model from {source!r}: {cause(error)}") from error
     absent = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
     if absent:

@@ -19,7 +19,9 @@ import torch
 
 from rlhf_lab.bradley_terry import preference_probability
 from rlhf_lab.common.assets import small_model_path
-from rlhf_lab.common.files import Clock, check_writable, key_of, write_atomically
+from rlhf_lab.common.errors import interruptible
+from rlhf_lab.common.files import Clock, PathText, expanded, key_of, write_atomically
+from rlhf_lab.common.folders import owned
 from rlhf_lab.common.plots import save_png
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.records import load_preferences
@@ -54,9 +56,9 @@ class JudgeSettings:
     Raises ValueError that names the setting.
     """
 
-    data: str
-    out: str = "runs/judge"
-    model: str | None = None
+    data: PathText
+    out: PathText = "runs/judge"
+    model: PathText | None = None
     kind: Literal["bradley-terry", "pairwise"] = "bradley-terry"
     columns: dict[str, str | None] | str | None = None
     drop_invalid: bool = False
@@ -78,6 +80,20 @@ class JudgeSettings:
             raise ValueError(f"--test_folds {self.test_folds}: must be in 1..{self.folds}, the number of folds")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"--seeds {self.seeds}: one or more different numbers")
+        for seed in self.seeds:
+            self.training("", seed)  # raises now what it would raise in the middle
+
+    def training(self, folder: str, seed: int) -> TrainingSettings:
+        """The settings by which a fold's judge learns in `folder`."""
+        return TrainingSettings(
+            output_dir=folder,
+            learning_rate=self.learning_rate,
+            num_train_epochs=self.epochs,
+            per_device_train_batch_size=self.batch_size,
+            bf16=bf16_speed(pick_device()).startswith("native"),
+            seed=seed,
+            save_steps=0,
+        )
 
 
 class Comparisons(NamedTuple):
@@ -91,8 +107,12 @@ class Comparisons(NamedTuple):
 
 def judge(settings: JudgeSettings) -> dict:
     """Run the cross-validation, write report.json and report.png to settings.out, and return what the JSON holds."""
-    out = Path(settings.out).expanduser()
-    check_writable(out)
+    kept = "the verdicts of finished folds are kept, and the same command goes on from there"
+    with owned(expanded(settings.out)) as out, interruptible(lambda: kept):
+        return _judge(settings, out)
+
+
+def _judge(settings: JudgeSettings, out: Path) -> dict:
     clock = Clock()
     folder = settings.model or str(small_model_path("small"))
     model = load_model(folder) if settings.kind == "pairwise" else reward_model(folder)
@@ -130,7 +150,7 @@ def cross_validate(
         begin = len(values)
         for fold, (train, test) in enumerate(split_by_group(data.prompts, settings.folds, seed)[: settings.test_folds]):
             parts = {"train": [data.examples[i] for i in train], "test": [data.examples[i] for i in test]}
-            path = Path(settings.out).expanduser() / "folds" / f"seed-{seed}-fold-{fold}.json"
+            path = Path(expanded(settings.out)) / "folds" / f"seed-{seed}-fold-{fold}.json"
             key = key_of(**facts, max_length=settings.max_length, seed=seed, fold=fold)
             make = partial(_fold, settings, folder, tokenizer, seed, **parts)
             values += clock.stored(f"seed {seed}, fold {fold}", path, key, make)
@@ -180,15 +200,7 @@ def _fold(
 ) -> list[list[float]]:
     """Per test comparison: P(chosen wins), and the scores of both (pairwise: the two probabilities again)."""
     with tempfile.TemporaryDirectory(prefix="judge-") as scratch:
-        training = TrainingSettings(
-            output_dir=scratch,
-            learning_rate=settings.learning_rate,
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
-            bf16=bf16_speed(pick_device()).startswith("native"),
-            seed=seed,
-            save_steps=0,
-        )
+        training = settings.training(scratch, seed)
         if settings.kind == "pairwise":
             options = {"max_length": settings.max_length}
             model = train_pairwise(folder, tokenizer, train, training, **options).model

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from rlhf_lab.common.errors import cause
 from rlhf_lab.data.contents import Content
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import Batch
@@ -34,6 +35,8 @@ from rlhf_lab.judges.gold import Judge
 from rlhf_lab.judges.rows import TOKENS_PER_BATCH, cut_row, encode_responses, values_of_rows
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint, tensor_fingerprint
 from rlhf_lab.training.loop import Losses, LossFunction, TrainingResult, train
+from rlhf_lab.training.metrics import accuracies
+from rlhf_lab.training.run_folder import refuse_model_folder
 from rlhf_lab.training.settings import TrainingSettings
 
 
@@ -155,6 +158,7 @@ def train_reward(
     check_responses(examples, 2, "examples", "reward modelling")
     check_responses(eval_examples or (), 2, "eval_examples", "reward modelling")
     wanted = _margins(margins, len(examples))
+    refuse_model_folder(settings.output_dir, model)
     model = reward_model(model, seed=settings.seed)
     disable_dropout(model)
     identity = {
@@ -185,7 +189,7 @@ def reward_loss_fn(margins: Tensor, label_smoothing: float) -> LossFunction:
         metrics = {
             "rewards/chosen": chosen.detach(),
             "rewards/rejected": rejected.detach(),
-            "rewards/accuracies": (differences > 0).float(),
+            "rewards/accuracies": accuracies(differences),
             "rewards/margins": differences,
         }
         return Losses(loss, torch.ones_like(loss), metrics)
@@ -202,7 +206,7 @@ def _with_head(causal: PreTrainedModel, seed: int) -> PreTrainedModel:
     try:
         model = AutoModelForSequenceClassification.from_config(config)
     except ValueError as error:
-        raise ValueError(f"{type(causal).__name__} has no sequence-classification form: {error}") from error
+        raise ValueError(f"{type(causal).__name__} has no sequence-classification form: {cause(error)}") from error
     model.base_model.load_state_dict(causal.base_model.state_dict())
     head = scalar_head(model)
     draw = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))

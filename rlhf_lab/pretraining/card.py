@@ -9,12 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_lab.common.files import write_atomically
 from rlhf_lab.common.intervals import number
 from rlhf_lab.common.markdown import markdown_table
 from rlhf_lab.data.docstrings import DocstringPair
+from rlhf_lab.engine.loading import load_model, load_tokenizer
+from rlhf_lab.engine.saving import save_model
 from rlhf_lab.pretraining.mixture import LATE_SHARES, SHARES
 from rlhf_lab.pretraining.recipe import Data, summary_examples
 from rlhf_lab.training.reference import reference_logps
@@ -55,11 +56,8 @@ def measure(model, tokenizer, data_pairs: Sequence[DocstringPair], loss_examples
 
 def export(model, data: Data, facts: dict, name: str, folder: Path) -> Quality:
     """Write `folder` (bf16 safetensors, tokenizer, results.json, README.md) and measure what was written."""
-    rounded = model.to(torch.bfloat16)
-    rounded.save_pretrained(folder)
-    data.tokenizer.save_pretrained(folder)
-    shipped = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    save_model(model.to(torch.bfloat16), data.tokenizer, folder)
+    shipped, tokenizer = load_model(folder), load_tokenizer(folder)
     quality = measure(shipped, tokenizer, data.pairs, summary_examples(data, "test"))
     parameters = sum(p.numel() for p in shipped.parameters())
     results = {"name": name, "parameters": parameters, **facts, "quality": vars(quality), "versions": _versions()}

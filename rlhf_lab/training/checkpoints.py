@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
+from rlhf_lab.common.files import obey_umask
 from rlhf_lab.training.settings import TrainingSettings
 
 TEMPORARY = ".unfinished-"
@@ -61,6 +62,7 @@ def save_checkpoint(
     save_file(rng_tensors, unfinished / "rng.safetensors")
     state = {"progress": asdict(progress), "identity": identity, "rng": rng_numbers}
     (unfinished / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+    obey_umask(unfinished)
     flush(unfinished)
     unfinished.rename(final)
     flush(final.parent, recurse=False)
@@ -78,25 +80,41 @@ def load_checkpoint(path: Path, model: nn.Module, optimizers: Sequence[torch.opt
     return Progress(**state["progress"])
 
 
-def check_identity(path: Path, identity: dict[str, str]) -> None:
-    """Raises ValueError that lists every difference between the checkpoint's identity and this run's."""
-    saved = json.loads((path / "state.json").read_text(encoding="utf-8"))["identity"]
-    names = sorted(saved.keys() | identity.keys())
+def check_identity(path: Path, saved: dict[str, str], identity: dict[str, str]) -> None:
+    """Raises ValueError that lists every difference between the identity saved in `path` and this run's."""
     differences = [
-        f"  {name}: {saved.get(name, 'absent')} in the checkpoint, {identity.get(name, 'absent')} now"
-        for name in names
+        f"  {name}: {saved.get(name, 'absent')} there, {identity.get(name, 'absent')} now"
+        for name in sorted(saved.keys() | identity.keys())
         if saved.get(name) != identity.get(name)
     ]
     if differences:
         raise ValueError(
             f"{path} belongs to another run and cannot be continued by this one. What differs:\n"
             + "\n".join(differences)
-            + "\nChoose another --output_dir, or start over with --resume false (which deletes the checkpoints there)."
+            + "\nChoose another --output_dir, or start over with --resume false (which deletes that run's checkpoints "
+            "and model)."
         )
 
 
+def saved_identity(path: Path) -> dict[str, str] | None:
+    """What the checkpoint belongs to; None if this project did not write it."""
+    try:
+        return json.loads((path / "state.json").read_text(encoding="utf-8"))["identity"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def checkpoints(output_dir: str | Path) -> list[Path]:
-    """The complete checkpoints in `output_dir`, oldest first."""
+    """The complete checkpoints in `output_dir` that this project wrote, oldest first."""
+    return [path for path in _numbered(output_dir) if saved_identity(path) is not None]
+
+
+def foreign_checkpoints(output_dir: str | Path) -> list[Path]:
+    """What is called like a checkpoint there and is none of ours: such things are never deleted."""
+    return [path for path in _numbered(output_dir) if saved_identity(path) is None]
+
+
+def _numbered(output_dir: str | Path) -> list[Path]:
     found = [p for p in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
     return sorted(found, key=lambda p: int(p.name.split("-")[1]))
 
@@ -112,21 +130,7 @@ def remove(path: Path) -> None:
 def remove_unfinished(output_dir: str | Path) -> None:
     """Delete what a killed run left half-written."""
     for path in Path(output_dir).glob(f"{TEMPORARY}*"):
-        shutil.rmtree(path)
-
-
-def save_final(model: nn.Module, tokenizer, output_dir: str | Path) -> None:
-    """save_pretrained of model and tokenizer; files appear in output_dir one by one, each of them whole."""
-    unfinished = Path(output_dir) / f"{TEMPORARY}final"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    model.save_pretrained(unfinished)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(unfinished)
-    flush(unfinished)
-    for file in sorted(unfinished.iterdir()):
-        file.replace(Path(output_dir) / file.name)
-    unfinished.rmdir()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def flush(path: Path, *, recurse: bool = True) -> None:

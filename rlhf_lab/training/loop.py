@@ -17,18 +17,17 @@ from typing import NamedTuple
 import numpy
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from rlhf_lab.data.examples import Example
-from rlhf_lab.engine.batches import Batch, collate, token_budget_batches
-from rlhf_lab.engine.limits import check_examples
+from rlhf_lab.engine.batches import Batch, collate
 from rlhf_lab.engine.models import eval_mode, set_gradient_checkpointing
-from rlhf_lab.engine.precision import autocast, check_master_weights, pick_device
-from rlhf_lab.training import checkpoints, schedule
+from rlhf_lab.engine.precision import autocast, pick_device
+from rlhf_lab.training import checkpoints, run_folder, schedule
 from rlhf_lab.training.checkpoints import Progress
 from rlhf_lab.training.health import StepRecord, check_finite, warn_if_margin_stays_zero, warn_if_weights_vanish
 from rlhf_lab.training.metrics import Averages, MetricsLog, read_metrics
 from rlhf_lab.training.optim import make_optimizers, scale_and_clip
+from rlhf_lab.training.preflight import check_run
 from rlhf_lab.training.settings import TrainingSettings
 
 
@@ -86,22 +85,32 @@ def train(
     """Train `model` in place on `examples`; output_dir receives checkpoints, metrics.jsonl and the final model.
 
     eval_loss_fn: the loss on `eval_examples`, if it is not `loss_fn` (say, because their references differ).
-    identity: what the weights are made from (model, data, reference, objective ..). A checkpoint in output_dir is
-    continued if its identity and settings are the same, and refused with a list of the differences otherwise.
+    identity: what the weights are made from (model, data, reference, objective ..). A run in output_dir is continued
+    if its identity and settings are the same, and refused with a list of the differences otherwise.
     Raises ValueError for bad input, FloatingPointError if a loss or gradient is not finite.
     """
+    check_run(model, examples, settings, eval_examples)
+    identity = (identity or {}) | settings.identity()
+    with run_folder.run_folder(settings, identity):
+        return _train(model, examples, loss_fn, settings, eval_examples, eval_loss_fn or loss_fn, tokenizer, identity)
+
+
+def _train(
+    model: nn.Module,
+    examples: Sequence[Example],
+    loss_fn: LossFunction,
+    settings: TrainingSettings,
+    eval_examples: Sequence[Example] | None,
+    eval_loss_fn: LossFunction,
+    tokenizer,
+    identity: dict[str, str],
+) -> TrainingResult:
+    """The loop itself, in a folder that is this run's."""
     begin = time.perf_counter()
-    if not examples:
-        raise ValueError("train: there are no examples to train on")
-    if isinstance(model, PreTrainedModel):
-        check_examples(model, [*examples, *(eval_examples or ())])
-    if eval_examples:
-        _eval_batches(eval_examples, settings)  # raises now, not after the last step
     device = pick_device(settings.device)
     _prepare(model, settings, device)
     optimizers = make_optimizers(model, settings)
     total = schedule.total_steps(examples, settings)
-    identity = (identity or {}) | settings.identity()
     resumed_from, progress = _resume(model, optimizers, settings, identity)
     begin -= progress.seconds
     step, num_tokens, last_saved = progress.step, progress.num_tokens, resumed_from
@@ -111,11 +120,11 @@ def train(
     with MetricsLog(settings, total, step) as log:
         if eval_examples and step and (step == total or _due(step, settings.eval_steps, False)):
             # it was killed between saving and evaluating, or is finished and gets other examples than it had
-            row = evaluate(model, eval_examples, eval_loss_fn or loss_fn, settings)
+            row = evaluate(model, eval_examples, eval_loss_fn, settings)
             if not any(known.items() >= row.items() for known in read_metrics(settings.output_dir)):
                 log.write(step, row)
         if eval_examples and settings.eval_on_start and step == 0:
-            log.write(step, evaluate(model, eval_examples, eval_loss_fn or loss_fn, settings))
+            log.write(step, evaluate(model, eval_examples, eval_loss_fn, settings))
 
         for place, micro_batches in schedule.walk(examples, settings, progress.epoch, progress.index):
             if step == total:
@@ -160,7 +169,7 @@ def train(
                 done = Progress(step, place.epoch, place.index + 1, num_tokens, averages.state(), seconds)
                 last_saved = checkpoints.save_checkpoint(model, optimizers, done, identity, settings)
             if eval_examples and (last or _due(step, settings.eval_steps, last)):
-                log.write(step, evaluate(model, eval_examples, eval_loss_fn or loss_fn, settings))
+                log.write(step, evaluate(model, eval_examples, eval_loss_fn, settings))
 
     _finish(model, tokenizer, settings)
     history = read_metrics(settings.output_dir)
@@ -177,20 +186,14 @@ def evaluate(
     device = next(model.parameters()).device
     averages = Averages()
     with eval_mode(model), autocast(device, settings.bf16):
-        for indices in _eval_batches(examples, settings):
+        for indices in schedule.evaluation_batches(examples, settings):
             batch = collate([examples[i] for i in indices], device)
             averages.add(*loss_fn(model, batch, torch.tensor(indices, device=device)))
     return {f"eval_{name}": value for name, value in averages.read_and_clear().items()}
 
 
-def _eval_batches(examples: Sequence[Example], settings: TrainingSettings) -> list[list[int]]:
-    limits = settings.tokens_per_batch, settings.per_device_train_batch_size
-    return list(token_budget_batches(examples, *limits, seed=0, epoch=0))
-
-
 def _prepare(model: nn.Module, settings: TrainingSettings, device: torch.device) -> None:
     """The one place where a model is moved and put into training mode (and, when distributed, `fully_shard`ed)."""
-    check_master_weights(model)
     model.to(device).train()
     if settings.gradient_checkpointing:
         set_gradient_checkpointing(model, True)
@@ -205,15 +208,11 @@ def _resume(
     settings: TrainingSettings,
     identity: dict[str, str],
 ) -> tuple[Path | None, Progress]:
-    """Load the last checkpoint of output_dir if it is this run's; without one (or resume=False) start at step 0."""
-    checkpoints.remove_unfinished(settings.output_dir)
+    """Load the last checkpoint of output_dir if it is this run's; without one start at step 0."""
     found = checkpoints.checkpoints(settings.output_dir)
-    if not settings.resume:
-        for path in found:
-            checkpoints.remove(path)
-    if not settings.resume or not found:
+    if not found:
         return None, Progress()
-    checkpoints.check_identity(found[-1], identity)
+    checkpoints.check_identity(found[-1], checkpoints.saved_identity(found[-1]) or {}, identity)
     return found[-1], checkpoints.load_checkpoint(found[-1], model, optimizers)
 
 
@@ -222,7 +221,7 @@ def _finish(model: nn.Module, tokenizer, settings: TrainingSettings) -> None:
         set_gradient_checkpointing(model, False)
     model.eval()
     if hasattr(model, "save_pretrained"):
-        checkpoints.save_final(model, tokenizer, settings.output_dir)
+        run_folder.save_final(model, tokenizer, settings.output_dir)
 
 
 def _due(step: int, every: int, last: bool) -> bool:

@@ -1,5 +1,6 @@
 """Running means that stay on the device until they are logged, and the places they are logged to."""
 
+import importlib
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -9,12 +10,18 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from rlhf_lab.common.errors import cause
 from rlhf_lab.training.settings import TrainingSettings
 
 METRICS_FILE = "metrics.jsonl"
 IN_THE_BAR = ("loss", "rewards/accuracies", "eval_loss")
 
 Report = Callable[[dict[str, float], int], None]
+
+
+def accuracies(margins: Tensor) -> Tensor:
+    """1 where chosen wins, 0 where it loses, 1/2 where both are equal: a policy that is its reference reads .5."""
+    return (margins > 0).float() + 0.5 * (margins == 0).float()
 
 
 class Averages:
@@ -110,17 +117,30 @@ def _precise(device: torch.device | str) -> torch.dtype:
     return torch.float32 if torch.device(device).type == "mps" else torch.float64
 
 
+def check_trackers(settings: TrainingSettings) -> None:
+    """Raises ValueError if the package of a tracker in report_to is missing."""
+    modules = {"tensorboard": "torch.utils.tensorboard"}
+    for name in settings.report_to:
+        try:
+            importlib.import_module(modules.get(name, name))
+        except ImportError as error:
+            raise ValueError(
+                f"report_to={name!r} needs the package {name}: `pip install {name}`, or leave it out; metrics are "
+                f"written to {settings.output_dir}/metrics.jsonl in any case"
+            ) from error
+
+
 def open_trackers(settings: TrainingSettings, stack: ExitStack) -> list[Report]:
-    """One function per name in report_to, closed with `stack`; raises ValueError if the package is missing."""
+    """One function per name in report_to, closed with `stack`; raises ValueError if a tracker does not start."""
+    check_trackers(settings)
     openers = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
     reports = []
     for name in settings.report_to:
         try:
             report, close = openers[name](settings)
-        except ImportError as error:
+        except Exception as error:  # no login, no network, a full disk: every tracker has its own types
             raise ValueError(
-                f"report_to={name!r} needs the package {name}: `pip install {name}`, or leave it out; metrics are "
-                f"written to {settings.output_dir}/metrics.jsonl in any case"
+                f"report_to={name!r} cannot be started ({cause(error)}); set it up, or leave it out"
             ) from error
         stack.callback(close)
         reports.append(report)

@@ -7,16 +7,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf_lab.common.files import check_writable
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import Batch, collate
 from rlhf_lab.engine.loading import load_model, load_tokenizer
 from rlhf_lab.engine.logps import ResponseLogps, response_logps
 from rlhf_lab.engine.models import check_responses, disable_dropout, eval_mode
-from rlhf_lab.engine.precision import autocast, check_master_weights, pick_device
+from rlhf_lab.engine.precision import autocast, pick_device
 from rlhf_lab.objective import Objective, preference_loss, wpo_weights
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint
 from rlhf_lab.training.loop import Losses, LossFunction, TrainingResult, train
+from rlhf_lab.training.metrics import accuracies
+from rlhf_lab.training.preflight import check_run
 from rlhf_lab.training.reference import reference_logps
+from rlhf_lab.training.run_folder import refuse_model_folder, run_folder
 from rlhf_lab.training.schedule import epoch_steps
 from rlhf_lab.training.settings import TrainingSettings
 
@@ -49,8 +53,9 @@ def train_preference(
     """
     check_columns(examples, objective, "examples")
     check_columns(eval_examples or (), objective, "eval_examples")
+    refuse_model_folder(settings.output_dir, model, reference)
     model = load_model(model).to(pick_device(settings.device))
-    check_master_weights(model)
+    check_run(model, examples, settings, eval_examples)
     disable_dropout(model)
     own = model_fingerprint(model)
     identity = {"task": "preference", "objective": repr(objective), "model": own, "data": data_fingerprint(examples)}
@@ -59,27 +64,30 @@ def train_preference(
         check_same_tokens(tokenizer, reference)
     reference_model = model if reference is None else load_model(reference).to(model.device)
     identity["reference"] = own if reference is None else model_fingerprint(reference_model)
+    if cache_dir is not None:
+        check_writable(Path(cache_dir), "--cache_dir")
     cached = {
         "cache_dir": cache_dir or Path(settings.output_dir) / "reference",
         "bf16": settings.bf16,
         "fingerprint": identity["reference"],
         "disable_tqdm": settings.disable_tqdm,
     }
-    ref_logps = reference_logps(reference_model, examples, **cached).to(model.device)
-    eval_ref_logps = reference_logps(reference_model, eval_examples or (), **cached).to(model.device)
-    del reference_model
-    if reference is None:
-        assert_margin_zero(model, examples, ref_logps, settings)
-    return train(
-        model,
-        examples,
-        preference_loss_fn(objective, ref_logps),
-        settings,
-        eval_examples=eval_examples,
-        eval_loss_fn=preference_loss_fn(objective, eval_ref_logps),
-        tokenizer=tokenizer,
-        identity=identity,
-    )
+    with run_folder(settings, identity | settings.identity()):  # before hours of log-probs, not after them
+        ref_logps = reference_logps(reference_model, examples, **cached).to(model.device)
+        eval_ref_logps = reference_logps(reference_model, eval_examples or (), **cached).to(model.device)
+        del reference_model
+        if reference is None:
+            assert_margin_zero(model, examples, ref_logps, settings)
+        return train(
+            model,
+            examples,
+            preference_loss_fn(objective, ref_logps),
+            settings,
+            eval_examples=eval_examples,
+            eval_loss_fn=preference_loss_fn(objective, eval_ref_logps),
+            tokenizer=tokenizer,
+            identity=identity,
+        )
 
 
 def check_columns(examples: Sequence[Example], objective: Objective, name: str) -> None:
@@ -144,7 +152,7 @@ def preference_losses(objective: Objective, policy: ResponseLogps, ref_logps: Te
     metrics = {
         "rewards/chosen": result.chosen_rewards,
         "rewards/rejected": result.rejected_rewards,
-        "rewards/accuracies": (result.margins > 0).float(),
+        "rewards/accuracies": accuracies(result.margins),
         "rewards/margins": result.margins,
         "logps/chosen": logps[:, 0].detach(),
         "logps/rejected": logps[:, 1].detach(),

@@ -16,6 +16,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from rlhf_lab.common.errors import cause
+from rlhf_lab.common.files import obey_umask
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import collate, token_budget_batches
 from rlhf_lab.engine.limits import check_examples
@@ -108,7 +110,7 @@ def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
             return logps
         problem = f"it holds {tuple(logps.shape)} values, {int(logps.isfinite().sum())} of them finite, not {shape}"
     except (SafetensorError, OSError) as error:
-        problem = str(error)
+        problem = cause(error)
     warnings.warn(f"the reference cache {path} is unusable ({problem}); computing it again", stacklevel=3)
     return None
 
@@ -118,5 +120,6 @@ def _write(path: Path, logps: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
     save_file({"logps": logps}, unfinished)
+    obey_umask(unfinished)
     flush(unfinished, recurse=False)
     unfinished.replace(path)

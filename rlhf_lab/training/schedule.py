@@ -38,7 +38,8 @@ def epoch_steps(examples: Sequence[Example], settings: TrainingSettings, epoch: 
     """The optimizer steps of an epoch; a step is a list of micro-batches, a micro-batch a list of example indices.
 
     First the examples of a step are drawn, then they are cut into micro-batches: batch size 8, and 2 batches of 4 with
-    accumulation, take the same steps. Epoch 0 opens with the largest micro-batch: memory fails early or never.
+    accumulation, take the same steps in the same order. Epoch 0 opens with the step of most tokens, whatever its cut,
+    and that with its largest micro-batch: where memory does not suffice, it fails early.
     """
     accumulation = settings.gradient_accumulation_steps
     tokens, size = settings.tokens_per_batch, settings.per_device_train_batch_size
@@ -52,8 +53,9 @@ def epoch_steps(examples: Sequence[Example], settings: TrainingSettings, epoch: 
     )
     steps = [micro_batches(step, examples, tokens, size) for step in drawn]
     if epoch == 0:
-        largest = max(range(len(steps)), key=lambda s: max(_num_tokens(b, examples) for b in steps[s]))
-        steps.insert(0, steps.pop(largest))
+        largest = max(range(len(drawn)), key=lambda s: _num_tokens(drawn[s], examples))
+        first = sorted(steps.pop(largest), key=lambda batch: -_num_tokens(batch, examples))
+        steps.insert(0, first)
     return steps
 
 
@@ -92,6 +94,12 @@ def walk(
         first = index if current == epoch else 0
         for i in range(first, len(steps)):
             yield Place(current, i, len(steps)), steps[i]
+
+
+def evaluation_batches(examples: Sequence[Example], settings: TrainingSettings) -> list[list[int]]:
+    """Batches of indices within the limits of training, every example once; the order does not matter."""
+    limits = settings.tokens_per_batch, settings.per_device_train_batch_size
+    return token_budget_batches(examples, *limits, seed=0, epoch=0)
 
 
 def _num_tokens(batch: Sequence[int], examples: Sequence[Example]) -> int:

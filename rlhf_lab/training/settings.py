@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from rlhf_lab.common.files import PathText, expanded
+
 Scheduler = Literal["cosine", "linear", "constant"]
 Optimizer = Literal["adamw", "muon"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
@@ -47,7 +49,7 @@ class TrainingSettings:
     Raises ValueError that names the setting.
     """
 
-    output_dir: str
+    output_dir: PathText
     learning_rate: float = 1e-5
     num_train_epochs: float = 1.0
     max_steps: int = -1
@@ -79,7 +81,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if self.per_device_train_batch_size is None and self.tokens_per_batch is None:
             object.__setattr__(self, "per_device_train_batch_size", 8)
-        object.__setattr__(self, "output_dir", str(self.output_dir))
+        object.__setattr__(self, "output_dir", expanded(self.output_dir))
         self._check_choices()
         self._check_numbers()
 
@@ -101,6 +103,8 @@ class TrainingSettings:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= lowest):
                 raise ValueError(f"TrainingSettings: {name} must be a finite number of at least {lowest}, got {value}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"TrainingSettings: seed must be in 0 to 2**32 - 1, as numpy's is, got {self.seed}")
         for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
             if getattr(self, name) >= 1:
                 raise ValueError(f"TrainingSettings: {name} must be below 1, got {getattr(self, name)}")

@@ -11,6 +11,7 @@ from rlhf_lab.engine.logps import response_logps
 from rlhf_lab.engine.models import check_responses
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint
 from rlhf_lab.training.loop import Losses, TrainingResult, train
+from rlhf_lab.training.run_folder import refuse_model_folder
 from rlhf_lab.training.settings import TrainingSettings
 
 
@@ -42,6 +43,7 @@ def train_sft(
     """
     check_responses(examples, 1, "examples", "SFT")
     check_responses(eval_examples or (), 1, "eval_examples", "SFT")
+    refuse_model_folder(settings.output_dir, model)
     model = load_model(model)
     identity = {"task": "sft", "model": model_fingerprint(model), "data": data_fingerprint(examples)}
     return train(

@@ -13,6 +13,7 @@ from rlhf_lab.objective import Objective
 from rlhf_lab.training.checkpoints import TEMPORARY, remove_unfinished
 from rlhf_lab.training.metrics import METRICS_FILE
 from rlhf_lab.training.preference import train_preference
+from rlhf_lab.training.run_folder import final_files
 from rlhf_lab.workflow.artefacts import Artefact, read_table, stage
 from rlhf_lab.workflow.run import Loop
 
@@ -67,9 +68,9 @@ def policy_stage(loop: Loop, iteration: int, data: Sequence[Data], start: Artefa
             raise
         # Killed from here on, a resumed training saves the model again from its last checkpoint, but not the metrics.
         shutil.copy(work / METRICS_FILE, path)
-        for file in sorted(work.iterdir()):
-            if file.is_file() and file.name != METRICS_FILE:
-                file.replace(path / file.name)
+        for name in final_files(work):
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (work / name).replace(path / name)
         seconds = max(result.seconds, time.perf_counter() - begin)  # what a killed call trained counts too
         return {"seconds": seconds, "steps": result.steps, "metrics": result.metrics}
 
