@@ -4,9 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from rlhf_lab.common.files import PathText
 from rlhf_lab.data.examples import Example
+from rlhf_lab.training.defaults import Task, defaults_taken
 from rlhf_lab.training.loop import TrainingResult
+from rlhf_lab.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,17 @@ def load_examples(
     return train, read(data.eval_file, data.eval_split) if data.eval_file else None
 
 
+def announce_defaults(settings: TrainingSettings, task: Task, model: nn.Module) -> None:
+    """Say on the screen which learning rate and epochs are taken, where none were given."""
+    taken = defaults_taken(settings, task, model)
+    if taken:
+        print(taken)
+
+
 def report(result: TrainingResult) -> None:
-    """The last metrics and where everything lies."""
+    """The last metrics, whether anything was learnt, and where everything lies."""
     shown = {name: value for name, value in result.metrics.items() if name not in ("step", "learning_rate", "epoch")}
     print("\n".join(f"  {name:<28} {value:.4g}" for name, value in shown.items()))
+    if result.learning is not None:
+        print(result.learning.sentence())
     print(f"{result.steps} steps in {result.seconds:.0f} s; the model is in {Path(result.output_dir)}")
