@@ -14,8 +14,18 @@ from rlhf_lab.common.assets import PACKAGE
 from rlhf_lab.common.files import read_whole
 from rlhf_lab.common.markdown import markdown_table
 from rlhf_lab.studies.report import STUDIES
-from rlhf_lab.workflow.report import cost_table, reward_table
+from rlhf_lab.common.intervals import over_runs
+from rlhf_lab.workflow.report import cost_table, is_loop, label, reward_table
 
+# Columns of the main job: how each is read from a policy's row, None for pi_0's gain over itself; sign of its format.
+MAIN_JOB = {
+    "sampled reward": (lambda row: row["gold"]["reward"], ""),
+    "gain over SFT": (lambda row: row["gold"].get("delta_vs_sft"), "+"),
+    "greedy reward": (lambda row: row["gold"]["greedy"]["reward"], ""),
+    "greedy gain": (lambda row: row["gold"]["greedy"].get("delta_vs_sft"), "+"),
+    "KL, nats": (lambda row: row["kl"], ""),
+    "tokens": (lambda row: row["length"], ""),
+}
 BENCHMARK_COLUMNS = {
     "shape": "shape",
     "model": "model",
@@ -29,10 +39,23 @@ BENCHMARK_COLUMNS = {
 }
 
 
-def summarize_table(results: Mapping) -> str:
-    """results.json of `rlhf-lab summarize` as Markdown: sampled and greedy rewards, and what they cost."""
-    tables = {name: reward_table(results, "gold", name) for name in ("sampled", "greedy")}
-    tables["what it cost"] = cost_table(results)
+def summarize_table(records: Sequence[Mapping]) -> str:
+    """results.json of `rlhf-lab summarize` with several seeds as a Markdown table; intervals over runs and documents."""
+    rows = [["", *MAIN_JOB]]
+    for place, row in enumerate(records[0]["policies"]):
+        found = [record["policies"][place] for record in records]
+        cells = []
+        for read, sign in MAIN_JOB.values():
+            values = [read(each) for each in found]
+            cells.append("" if None in values else _with_range(over_runs(values), sign))
+        rows.append([label(row, is_loop(records[0])), *cells])
+    return markdown_table(rows)
+
+
+def online_table(record: Mapping) -> str:
+    """results.json of one run of `rlhf-lab train online` as Markdown tables; intervals over documents."""
+    tables = {f"{name} responses": reward_table(record, "gold", name) for name in ("sampled", "greedy")}
+    tables["what it cost"] = cost_table(record)
     return "\n\n".join(f"{name.capitalize()}:\n\n{markdown_table(rows)}" for name, rows in tables.items())
 
 
@@ -53,6 +76,12 @@ def studies_table(records: Sequence[Mapping]) -> str:
     return markdown_table(rows)
 
 
+def _with_range(value: Mapping, sign: str) -> str:
+    digits = ".1f" if abs(value["high"]) > 1 else ".3f"
+    mean, low, high = (f"{value[name]:{sign}{digits}}" for name in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
+
+
 def _cell(name: str, value: str | float | None) -> str:
     if value is None or isinstance(value, str) or name == "prompt":
         return "" if value is None else str(value)
@@ -61,7 +90,8 @@ def _cell(name: str, value: str | float | None) -> str:
 
 # Name: (the marker, the table of what the files hold); studies take several files.
 TABLES = {
-    "summarize": ("results", lambda files: summarize_table(files[0])),
+    "summarize": ("results", summarize_table),
+    "online": ("online", lambda files: online_table(files[0])),
     "benchmark": ("benchmark", lambda files: benchmark_table(files[0])),
     "studies": ("studies", studies_table),
 }

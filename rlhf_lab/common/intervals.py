@@ -137,6 +137,22 @@ def wilson(successes: float, count: int) -> Interval:
     return _score_interval(successes / count, float(count), NORMAL)
 
 
+def over_runs(intervals: Sequence[Interval]) -> Interval:
+    """Mean over S runs that differ in their seed, -+ t sqrt(std_runs^2 / S + mean of se_documents^2).
+
+    intervals: one a run, over the documents that it was measured on. Runs are measured on mostly the same documents, so
+    that the documents' part of the variance is not divided by S. Degrees of freedom: Satterthwaite's, S - 1 for the
+    runs, the documents' part taken as known. Raises ValueError for fewer than two runs.
+    """
+    means = _checked("intervals", [interval["mean"] for interval in intervals])
+    runs = float(means.var(ddof=1)) / len(means)
+    errors = [(interval["high"] - interval["low"]) / (2 * NORMAL) for interval in intervals]
+    total = runs + float(np.mean(np.square(errors)))
+    degrees = (len(means) - 1) * (total / runs) ** 2 if runs > 0 else math.inf
+    quantile = NORMAL if degrees > 1e6 else t_quantile(degrees)
+    return _around(float(means.mean()), quantile * math.sqrt(total))
+
+
 def held_out_peak(values: Sequence[Sequence[float]]) -> tuple[int, slice]:
     """(row of the highest mean, chosen on every second seed; the other seeds, on which to measure it).
 
