@@ -34,11 +34,12 @@ from transformers import (
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import collate
 from rlhf_lab.engine.beams import beam_search
-from rlhf_lab.engine.generate import complete, ending_ids, sample
+from rlhf_lab.engine.generate import complete, sample
 from rlhf_lab.engine.limits import check_examples, choose_max_length, shortest_window
 from rlhf_lab.engine.loading import load_model, load_tokenizer, model_source
 from rlhf_lab.engine.logps import plain_response_logps, response_logps
 from rlhf_lab.engine.models import disable_dropout
+from rlhf_lab.engine.options import ending_ids
 from rlhf_lab.judges.reward_model import reward_model
 from rlhf_lab.objective import preset
 from rlhf_lab.training.preference import preference_loss_fn, train_preference

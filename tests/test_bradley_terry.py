@@ -1,6 +1,7 @@
 """Bradley-Terry from win matrices: choix as the oracle, hand calculations, coverage of intervals, refusals."""
 
 import math
+from pathlib import Path
 
 import choix
 import pytest
@@ -8,16 +9,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import rlhf_lab.bradley_terry
 from rlhf_lab.bradley_terry import (
     check_connected,
     fit_comparisons,
     fit_rewards,
     goodness_of_fit,
     log_likelihood,
+    sample_preferences,
     sample_wins,
     strong_components,
     win_matrix,
 )
+from rlhf_lab.bradley_terry.comparisons import draw_wins, preference_matrix
 from tests.bradley_terry_helpers import F64, close, round_robin, tensor
 
 
@@ -307,3 +311,63 @@ def test_refused_elsewhere():
         win_matrix(torch.tensor([], dtype=torch.int64), torch.tensor([], dtype=torch.int64), 2)
     with pytest.raises(ValueError, match="items=1"):
         win_matrix(torch.tensor([0]), torch.tensor([0]), 1)
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0, 2], [0, 0, 0], [2, -1, 0], [math.nan, 0, 1], [0.5, 0.5]])
+def test_weights_that_are_no_gauge_are_refused(weights):
+    """G = I - 1 pi_cal^T: G 1 = (1 - sum pi_cal) 1, so rewards and standard errors would depend on an old gauge."""
+    fitted = fit_rewards(tensor(CHAIN))
+    with pytest.raises(ValueError, match="pi_cal"):
+        fitted.calibrated(tensor(weights))
+    close(fitted.calibrated(tensor([0, 0, 1])).rewards, fitted.rewards - fitted.rewards[2])
+
+
+# The first is 1e12 comparisons beside 3:1; in the second both items of the 3:1 pair have 1e12 others, so that no
+# coordinate's gradient tells what the four comparisons say.
+UNEQUAL = {
+    "beside": [[0, 1e12, 0], [1e12, 0, 3], [0, 1, 0]],
+    "between": [[0, 1e12, 0, 0], [3e12, 0, 3, 0], [0, 1, 0, 1e12], [0, 0, 1e12, 0]],
+}
+
+
+@pytest.mark.parametrize("layout", UNEQUAL)
+def test_weights_of_very_different_size(layout):
+    """The pair that met four times is a bridge: r_1 - r_2 = log 3 exactly, var = 1/3 + 1/1, whatever the others did."""
+    fitted = fit_rewards(tensor(UNEQUAL[layout]))
+    close(fitted.differences[1, 2], tensor(math.log(3)), rtol=0, atol=1e-9)
+    close(fitted.difference_standard_errors[1, 2].square(), tensor(4 / 3), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-20, 1.0, 1e20])
+def test_the_unit_of_the_weights_does_not_move_the_rewards(unit):
+    close(fit_rewards(unit * tensor([[0, 3], [1, 0]])).differences[0, 1], tensor(math.log(3)))
+
+
+def test_counts_that_rounding_hides_are_refused():
+    """1e17 + 3 is 1e17 in float64: what the small counts say is gone, and a number for it would be invented."""
+    with pytest.raises(ValueError, match="the counts differ"):
+        fit_rewards(tensor([[0, 1e17, 0, 0], [1e17, 0, 3, 0], [0, 1, 0, 1e17], [0, 0, 1e17, 0]]))
+
+
+def test_one_small_count_among_large_ones_is_noticed():
+    """The log-likelihood moves by 1e-12 of itself if one of 3:1 becomes 4:1: these are other comparisons."""
+    wins = tensor([[0, 1e10, 1], [1e10, 0, 3], [1, 1, 0]])
+    other = wins.clone()
+    other[1, 2] = 4
+    fitted = fit_rewards(wins)
+    assert goodness_of_fit(fitted, wins).degrees_of_freedom == 1
+    with pytest.raises(ValueError, match="not the comparisons"):
+        goodness_of_fit(fitted, other)
+
+
+def test_one_draw_and_one_probability():
+    """Arms of a world are drawn as rewards are, from the same numbers; P(a > b) is written down in one file only."""
+    rewards = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=F64)
+    first, second = torch.tensor([[0, 1, 2]] * 3), torch.tensor([[3, 3, 0]] * 3)
+    by_arm = draw_wins(rewards, first, second, torch.Generator().manual_seed(1))
+    chosen, other = rewards.gather(-1, first), rewards.gather(-1, second)
+    assert torch.equal(by_arm, sample_preferences(chosen, other, generator=torch.Generator().manual_seed(1)))
+    close(preference_matrix(rewards)[1, 2, 0], torch.sigmoid(rewards[1, 2] - rewards[1, 0]))
+    package = Path(rlhf_lab.bradley_terry.__file__).parents[1]
+    rooms = [path for room in ("bradley_terry", "worlds", "studies/exact") for path in (package / room).rglob("*.py")]
+    assert [path.name for path in rooms if "torch.sigmoid(" in path.read_text(encoding="utf-8")] == ["comparisons.py"]

@@ -17,6 +17,7 @@ from rlhf_lab.bradley_terry import (
     goodness_of_fit,
     log_likelihood,
     ranking_log_likelihood,
+    sample_preferences,
     sample_rankings,
     sample_ties,
     sample_wins,
@@ -24,6 +25,7 @@ from rlhf_lab.bradley_terry import (
     tie_probabilities,
     win_matrix,
 )
+from rlhf_lab.bradley_terry.comparisons import draw_pairs
 from tests.bradley_terry_helpers import F64, close, round_robin, tensor
 
 
@@ -108,6 +110,64 @@ def test_the_refused_spread_has_no_maximum_indeed():
     far = torch.stack([t * tensor([1.0, -1.0, 0.0]) for t in (1, 10, 100)])
     values = tie_log_likelihood(far, tensor([0.5, 5, 50]) + 0.1, wins, ties)
     assert values[0] < values[1] <= values[2]
+
+
+@pytest.mark.parametrize(
+    ("meetings", "message"),
+    [
+        (math.nan, "entry nan"),
+        (math.inf, "entry inf"),
+        (-3.0, "entry -3"),
+        (2.5, "entry 2.5; .* whole number of times"),
+    ],
+)
+def test_draws_refuse_meetings_that_are_no_count(meetings, message):
+    """torch.binomial never returns from nan, and makes -3 wins of -3 meetings."""
+    comparisons = tensor([[0, meetings], [meetings, 0]])
+    for sample in (
+        lambda: sample_ties(torch.zeros(2), 0.0, comparisons),
+        lambda: sample_wins(tensor([0, 1]), comparisons),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample()
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_draws_refuse_rewards_without_an_order(broken):
+    rewards = tensor([broken, broken])
+    for sample in (
+        lambda: sample_ties(rewards, 0.0, round_robin(2, 3)),
+        lambda: sample_wins(rewards, round_robin(2, 3)),
+        lambda: sample_rankings(rewards, 1),
+        lambda: sample_preferences(rewards[0], rewards[1]),
+    ):
+        with pytest.raises(ValueError, match="rewards: "):
+            sample()
+    with pytest.raises(ValueError, match="symmetric"):
+        sample_ties(torch.zeros(2), 0.0, tensor([[0, 1], [2, 0]]))
+    with pytest.raises(ValueError, match="log_nu=inf"):
+        sample_ties(torch.zeros(2), math.inf, round_robin(2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draws_count_beyond_two_to_the_24(dtype):
+    """2^24 + 1 is the first whole number that float32 does not have; the counts are float64 for any rewards."""
+    many = round_robin(2, 2**24 + 1)
+    wins = sample_wins(torch.zeros(2, dtype=dtype), many, torch.Generator().manual_seed(0))
+    assert float(wins.sum()) == 2**24 + 1
+    wins, ties = sample_ties(torch.zeros(2, dtype=dtype), 0.0, many, torch.Generator().manual_seed(0))
+    assert float(wins.sum() + ties[0, 1]) == 2**24 + 1
+    counts = draw_pairs(torch.tensor([[[0, 1.0], [0, 0]]], dtype=dtype), 2**24 + 1, torch.Generator().manual_seed(0))
+    assert float(counts[0, 0, 1]) == 2**24 + 1
+
+
+def test_where_nearly_all_tie_the_rest_is_still_drawn():
+    """nu = e^60: P(tie) rounds to 1, and P(win) / (1 - P(tie)) would be 0/0."""
+    wins, ties = sample_ties(torch.zeros(2), 60.0, round_robin(2, 9))
+    close(wins, torch.zeros(2, 2, dtype=F64))
+    close(ties, round_robin(2, 9))
+    wins, ties = sample_ties(torch.zeros(2), -math.inf, round_robin(2, 9))
+    close(wins + wins.mT, round_robin(2, 9))
 
 
 @settings(deadline=None, max_examples=60)
@@ -324,3 +384,27 @@ def test_features_in_small_units_are_identified():
     features, wins = tensor([[1, 3e-9], [2, 1e-9], [4, 2e-9]]), tensor(BOTH_WAYS)
     fine = fit_linear(features, wins)
     close(fine.estimate.rewards, fit_linear(features * tensor([1, 1e9]), wins).estimate.rewards, rtol=0, atol=1e-6)
+
+
+def test_weights_of_very_different_size_in_the_other_models():
+    """A pair that met 3:1 (and tied twice) is a bridge between pairs that met 1e12 times: log 3 in every model.
+
+    With ties the bridge is not free of the rest: nu is told by the 1e12. Its score equation, with x = e^{d/2}, is
+    6 (x - 1/x) / (x + nu + 1/x) = 3 - 1, and nu = 2 where 1e12 : 1e12 : 2e12 win, lose and tie among equals.
+    """
+    wins = tensor([[0, 1e12, 0, 0], [1e12, 0, 3, 0], [0, 1, 0, 1e12], [0, 0, 1e12, 0]])
+    linear = fit_linear(draw(0, 4, 3), wins)
+    close(linear.estimate.differences[1, 2], tensor(math.log(3)), rtol=0, atol=1e-9)
+    close(linear.estimate.difference_standard_errors[1, 2].square(), tensor(4 / 3), rtol=1e-3, atol=0)
+    bridge = tensor([[0, 2e12, 0, 0], [2e12, 0, 2, 0], [0, 2, 0, 2e12], [0, 0, 2e12, 0]])
+    tied = fit_ties(wins, bridge)
+    x = (tied.estimate.differences[1, 2] / 2).exp()
+    close(6 * (x - 1 / x) / (x + 2 + 1 / x), tensor(2.0), rtol=0, atol=1e-9)
+    close(tied.log_nu, tensor(math.log(2)), rtol=0, atol=1e-9)
+
+
+def test_identification_does_not_depend_on_how_often_a_pair_met():
+    """Three comparisons of 2 and 0 identify phi[1], beside 2e12 others that say nothing of it."""
+    features = tensor([[0, 0], [1, 0], [0, 1]])
+    wins = tensor([[0, 1e12, 2], [1e12, 0, 0], [1, 0, 0]])
+    close(fit_linear(features, wins).theta, tensor([0.0, -math.log(2)]), rtol=0, atol=1e-9)

@@ -1,6 +1,8 @@
 """The command line: flags from dataclasses, YAML, refusals in one line, and whole runs from files."""
 
+import ast
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from rlhf_lab.training.settings import TrainingSettings
 from tests.training_helpers import tiny_llama, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,10 @@ def test_train_preference_from_a_config_file(files, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "beta=0.5" in shown and "stance='pessimistic'" in shown and "12 examples" in shown
     assert "eval_rewards/accuracies" in shown and "reference: the model itself" in shown
+    # Every rejected response is longer; Wilson's interval of 12 of 12.
+    assert "always_shorter               1.000 (0.758 to 1.000)" in shown, shown
+    assert "always_longer                0.000" in shown
+    assert "always shorter is right in 1.000 of the 12 evaluation comparisons, the model in" in shown
     state = json.loads((tmp_path / "out" / "checkpoint-4" / "state.json").read_text())
     assert state["identity"]["settings.learning_rate"] == "0.01" and "beta=0.5" in state["identity"]["objective"]
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -189,6 +196,27 @@ def test_train_sft(files, tmp_path, capsys):
     arguments = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
     assert cli.main(["train", "sft", *arguments, "--max_steps", "2", "--disable_tqdm"]) == 0
     assert "2 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("task", "data"), [("preference", "pairs"), ("sft", "sft"), ("reward", "pairs")])
+def test_long_prompts_are_dropped_or_cut_and_recorded(files, tmp_path, capsys, task, data):
+    """Three of fifteen prompts fill the context of 64: refused, and told how to go on; dropped; cut."""
+    rows = [json.loads(line) for line in (files / f"{data}.jsonl").read_text().splitlines()]
+    rows += [row | {"prompt": "w2 w3 " * 40} for row in rows[:3]]
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = ["train", task, "--model_name_or_path", str(files / "model"), "--train_file", str(tmp_path / "long.jsonl")]
+    flags += ["--max_steps", "1", "--disable_tqdm", "--output_dir"]
+    assert cli.main([*flags, str(tmp_path / "refused")]) == 2
+    said = capsys.readouterr().err
+    assert "3 rows (12, 13, 14)" in said and "--long_prompts drop" in said and not (tmp_path / "refused").exists()
+    assert cli.main([*flags, str(tmp_path / "drop"), "--long_prompts", "drop"]) == 0
+    assert "3 rows left out" in capsys.readouterr().out
+    facts = json.loads((tmp_path / "drop" / "data.json").read_text())["train"]
+    assert (facts["rows"], facts["examples"], facts["prompts_dropped"]) == (15, 12, 3)
+    assert facts["dropped"] == {"prompt: fills the length": 3} and facts["source"] == "long.jsonl"
+    assert cli.main([*flags, str(tmp_path / "cut"), "--long-prompts=truncate"]) == 0
+    assert "15 examples; 3 prompts cut at the start" in capsys.readouterr().out
+    assert json.loads((tmp_path / "cut" / "data.json").read_text())["train"]["prompts_cut"] == 3
 
 
 @pytest.mark.parametrize(
@@ -203,7 +231,8 @@ def test_train_sft(files, tmp_path, capsys):
         ({"max_length": "5000"}, "longer than the model's context of 64"),
         ({"lerning_rate": "1"}, "did you mean --learning_rate"),
         ({"optimizer": "sgd"}, r"--optimizer must be adamw|muon"),
-        ({"objective": "xpo"}, "3 response"),
+        ({"objective": "xpo"}, "needs 3 responses"),
+        ({"objective": "vpo-online"}, "Either --calibration chosen"),
         ({"columns": "chosen=better"}, "better"),
     ],
 )
@@ -270,3 +299,15 @@ def test_a_setting_that_a_file_gives_twice_is_refused(tmp_path, text):
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"'(beta|learning_rate)' is given twice"):
         read_yaml(tmp_path / "a.yaml", ["beta", "learning_rate"])
+
+
+def test_advice_is_in_flags_and_not_in_python():
+    """No message that a command can show tells to write Python where a flag does it."""
+    python = re.compile(r"(columns|split|resume|drop_invalid|max_length|long_prompts)=(True|False|None|\{'|'|\{\{)")
+    calls = re.compile(r"(load_preferences|load_sft|reward_model|train_\w+)\(")
+    for path in sorted((ROOT / "rlhf_lab").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        documented = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, DOCUMENTED)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in documented:
+                assert not python.search(node.value) and not calls.search(node.value), f"{path.name}:{node.lineno}"

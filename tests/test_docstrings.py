@@ -1,13 +1,25 @@
 """The corpus: cleaning, the split by content, duplicates, reading without importing, and the cache."""
 
 import json
+import platform
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_lab.common.assets import PACKAGE
 from rlhf_lab.data import docstrings
-from rlhf_lab.data.docstrings import Docstring, clean_pairs, description_key, read_docstrings, split_docstring, split_of
+from rlhf_lab.data.docstrings import (
+    Docstring,
+    DocstringPair,
+    clean_pairs,
+    corpus_fingerprint,
+    description_key,
+    read_docstrings,
+    split_docstring,
+    split_of,
+)
 from rlhf_lab.data.prose import description_prose, first_sentences, is_prose, paragraphs, plain, sentences
 
 WORDS = (4, 25), (20, 120)
@@ -140,19 +152,41 @@ def test_the_corpus_of_this_machine(tmp_path, monkeypatch):
         assert 20 <= len(pair.description.split()) <= 120
     monkeypatch.setattr(docstrings, "harvest", None)  # read back, not harvested: to call it would fail
     assert docstrings.docstring_pairs(tmp_path, progress=False) == pairs
-    (file,) = tmp_path.glob("pairs-*.jsonl")
-    counts, first = map(json.loads, file.read_text(encoding="utf8").splitlines()[:2])
-    assert counts["files"] > 1000 > counts["skipped"]
-    assert first["description"] == pairs[0].description
+    (file,) = tmp_path.glob("corpus-*.json")
+    found = json.loads(file.read_text(encoding="utf8"))["value"]
+    assert found["files"] > 1000 > found["skipped"]
+    assert found["pairs"][0]["description"] == pairs[0].description
 
 
-@pytest.mark.parametrize("content", ["", '{"files": 1, "skipped": 0}\n{"descr'])
-def test_a_broken_cache_is_named_and_made_again(tmp_path, monkeypatch, capsys, content):
-    """Emptied or cut by a power loss, it would end every later start."""
-    monkeypatch.setattr(docstrings, "harvest", lambda progress: ([], 7, 1))
-    first = docstrings.read_corpus(tmp_path)
-    (path,) = tmp_path.iterdir()
-    path.write_text(content)
-    assert docstrings.read_corpus(tmp_path) == first == ([], 7, 1)
-    assert f"{path} is broken" in capsys.readouterr().out
-    assert docstrings.read_corpus(tmp_path) == first and capsys.readouterr().out == ""
+@pytest.mark.parametrize("left", [0, 1, 0.5, 0.99])
+def test_a_broken_cache_is_named_and_made_again(tmp_path, monkeypatch, capsys, left):
+    """Empty, or cut anywhere, as a power loss leaves it; also cut behind a whole line."""
+    harvested = [numbered(i) for i in range(30)]
+    monkeypatch.setattr(docstrings, "harvest", lambda progress: (harvested, 7, 2))
+    reading = docstrings.read_corpus(tmp_path)
+    (file,) = tmp_path.glob("corpus-*.json")
+    whole = file.read_bytes()
+    monkeypatch.setattr(docstrings, "harvest", lambda progress: 1 / 0)
+    assert docstrings.read_corpus(tmp_path) == reading and reading.files == 7 and len(reading.pairs) > 20
+    file.write_bytes(whole[: left if left in (0, 1) else int(left * len(whole))])
+    monkeypatch.setattr(docstrings, "harvest", lambda progress: (harvested, 7, 2))
+    assert docstrings.read_corpus(tmp_path) == reading and file.read_bytes() == whole
+    assert f"{file} is broken" in capsys.readouterr().out
+
+
+def test_the_fingerprint_knows_every_pair_and_its_split():
+    pairs = [DocstringPair("what it does at length", "What it does", "train", "package", name) for name in "ab"]
+    moved = [pairs[0], replace(pairs[1], split="test")]
+    prints = [corpus_fingerprint(each) for each in (pairs, pairs[:1], moved)]
+    assert len(set(prints)) == 3 and corpus_fingerprint(list(pairs)) == prints[0]
+
+
+def test_the_locked_versions_give_the_corpus_of_the_published_numbers():
+    """Skipped where other versions are installed: then `rlhf-lab docs` and every report say so."""
+    lines = (PACKAGE.parent / "constraints.txt").read_text().splitlines()
+    locked = dict(line.split("==") for line in lines if "==" in line)
+    versions = {name: d.version.partition("+")[0] for name, d in docstrings._declared_distributions().items()}
+    other = {name for name, version in versions.items() if locked.get(name) != version}
+    if other or platform.python_version() != docstrings.SHIPPED_PYTHON:
+        pytest.skip(f"other versions than those of the published numbers: Python or {sorted(other)}")
+    assert corpus_fingerprint(docstrings.docstring_pairs(progress=False)) == docstrings.SHIPPED_CORPUS

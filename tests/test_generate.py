@@ -11,8 +11,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from rlhf_lab.engine import decoding
 from rlhf_lab.engine.beams import beam_search
-from rlhf_lab.engine.decoding import RepeatedPrompts, SharedPrompts, left_pad, shares_prompts
-from rlhf_lab.engine.generate import complete, in_bf16, next_tokens, sample, token_logps, uniform_streams
+from rlhf_lab.engine.decoding import shares_prompts
+from rlhf_lab.engine.draws import next_tokens, uniform_streams
+from rlhf_lab.engine.generate import complete, in_bf16, sample, token_logps
+from rlhf_lab.engine.repeated_prompts import RepeatedPrompts, left_pad
+from rlhf_lab.engine.shared_prompts import SharedPrompts
 
 EOS = 1
 

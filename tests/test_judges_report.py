@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import math
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -12,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_lab.commands.cli import main
+from rlhf_lab.commands.training import report_rulers
 from rlhf_lab.common.assets import small_model_path
+from rlhf_lab.data.examples import Example
 from rlhf_lab.judges.cross_validation import split_by_group
 from rlhf_lab.judges.gold import gold_judge, gold_score
 from rlhf_lab.judges.report import (
@@ -21,11 +22,9 @@ from rlhf_lab.judges.report import (
     best_of_n_kl,
     calibration,
     gold_agreement,
-    grouped_mean,
     judge_report,
     length_bias,
     spearman,
-    wilson,
 )
 from rlhf_lab.judges.report_figure import describe, draw_report
 from rlhf_lab.judges.rouge import rouge_l
@@ -38,32 +37,6 @@ def verdicts(count: int = 400, seed: int = 0, **changes) -> Verdicts:
     said = np.where(generator.uniform(size=count) < p, p, 1 - p)  # P(the labelled one wins)
     values = {"lengths": generator.integers(1, 60, (count, 2)), "gold": generator.normal(size=(count, 2))}
     return Verdicts(said, **(values | changes))
-
-
-def test_wilson_inverts_the_score_test_and_covers():
-    """At both ends |p_hat - p| = z sqrt(p (1 - p) / n) exactly; coverage by simulation near .95 also at p = .98."""
-    for successes, count in ((0, 10), (7, 10), (120, 300)):
-        share, low, high = wilson(successes, count)
-        for end in (low, high):
-            if 0 < end < 1:
-                assert abs(share - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / count))
-    draws = np.random.default_rng(0).binomial(100, 0.98, 4000)
-    assert np.mean([wilson(d, 100).low <= 0.98 <= wilson(d, 100).high for d in draws]) > 0.92
-    for bad in ((5, 4), (-1, 4), (0, 0)):
-        with pytest.raises(ValueError, match="wilson"):
-            wilson(*bad)
-
-
-def test_intervals_over_groups_know_that_a_groups_rows_are_not_independent():
-    """20 groups of 50 equal rows: the interval is about sqrt(50) wider than if the 1000 rows were independent."""
-    hits = np.repeat(np.arange(20) % 2, 50).astype(float)
-    mean, low, high = grouped_mean(hits, np.repeat(np.arange(20), 50).tolist())
-    naive = wilson(hits.sum(), len(hits))
-    assert mean == 0.5 and 5 < (high - low) / (naive.high - naive.low) < 9
-    uneven = grouped_mean(np.array([1.0, 1, 1, 0]), ["a", "a", "a", "b"])
-    assert uneven.mean == 0.75 and (uneven.low, uneven.high) == (0.0, 1.0)
-    with pytest.raises(ValueError, match="two or more"):
-        grouped_mean(hits, [1] * len(hits))
 
 
 def test_accuracy_baseline_and_ties():
@@ -137,7 +110,7 @@ def test_verdicts_refuse_what_cannot_be():
             Verdicts(np.array(bad), ones)
     with pytest.raises(ValueError, match="lengths must be finite"):
         Verdicts(np.full(3, 0.5), np.ones((3, 1)))
-    with pytest.raises(ValueError, match="2 groups for 3"):
+    with pytest.raises(ValueError, match="2 groups for 3 verdicts"):
         Verdicts(np.full(3, 0.5), ones, groups=[1, 2])
     with pytest.raises(ValueError, match="two or more"):
         Verdicts(np.full(1, 0.5), np.ones((1, 2)))
@@ -252,7 +225,8 @@ def test_judge_from_the_command_line_twice(tmp_path, capsys, kind):
     flags += ["--folds", "2", "--seeds", "0,1", "--out", str(tmp_path / "out")]
     assert main(["judge", *flags]) == 0
     result = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert result["report"]["comparisons"] == 36 and result["report"]["groups"] == 6
+    report = result["report"]
+    assert (report["comparisons"], report["verdicts"], report["groups"]) == (18, 36, 6)  # two seeds judge each
     assert result["report"]["always_longer"]["mean"] == 0.0 and set(result["accuracy_by_seed"]) == {"0", "1"}
     assert np.mean(list(result["accuracy_by_seed"].values())) == pytest.approx(result["report"]["accuracy"]["mean"])
     assert str(tmp_path) not in json.dumps(result) and (tmp_path / "out" / "report.png").stat().st_size > 5000
@@ -260,9 +234,30 @@ def test_judge_from_the_command_line_twice(tmp_path, capsys, kind):
     assert main(["judge", *flags]) == 0
     assert capsys.readouterr().out.count("as made before") == 4
     assert json.loads((tmp_path / "out" / "report.json").read_text())["report"] == result["report"]
+    broken, *others = sorted((tmp_path / "out" / "folds").iterdir())
+    broken.write_text(broken.read_text()[:50])
+    others[0].write_text("")
+    assert main(["judge", *flags]) == 0
+    said = capsys.readouterr().out
+    assert f"{broken} is broken" in said and f"{others[0]} is broken" in said and said.count("as made before") == 2
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["report"] == result["report"]
     assert main(["judge", *flags, "--test_folds", "3"]) == 2 and "must be in 1..2" in capsys.readouterr().err
     data.write_bytes(b"no gzip")
     assert main(["judge", *flags]) == 2 and "not a whole gzip file" in capsys.readouterr().err
+
+
+def test_a_judge_drops_or_cuts_long_prompts_and_records_how_many(tmp_path, capsys):
+    rows = [{"prompt": f"Text {i % 6}.", "chosen": f"Good {i}.", "rejected": f"Bad {i}."} for i in range(12)]
+    rows.append({"prompt": "a long text " * 60, "chosen": "Good.", "rejected": "Bad."})
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["judge", "--data", str(tmp_path / "pairs.jsonl"), "--model", str(small_model_path("tiny"))]
+    flags += ["--folds", "2", "--max_length", "40", "--out", str(tmp_path / "out")]
+    assert main(flags) == 2 and "--long_prompts drop" in capsys.readouterr().err
+    for long_prompts, judged, cuts in (("drop", 12, (0, 1)), ("truncate", 13, (1, 0))):
+        assert main([*flags, "--long_prompts", long_prompts]) == 0
+        result = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert result["report"]["comparisons"] == judged and result["settings"]["long_prompts"] == long_prompts
+        assert (result["cuts"]["prompts_cut"], result["cuts"]["prompts_dropped"]) == cuts
 
 
 def test_a_judge_is_compared_with_the_better_ruler():
@@ -272,3 +267,56 @@ def test_a_judge_is_compared_with_the_better_ruler():
     assert report["length_rule"] == "always_shorter"
     assert report["always_shorter"]["mean"] == 0.75 and report["always_longer"]["mean"] == 0.25
     assert report["gain_over_length"]["mean"] == pytest.approx(0.5 - 0.75)
+
+
+def test_a_comparison_counts_once_however_many_seeds_judge_it():
+    """Three seeds that agree about 40 comparisons know no more than one: every interval is that of the first seed.
+
+    Two seeds that differ about every other comparison are surer than one: half of the variance is gone.
+    """
+    one = verdicts(40)
+    names = [str(i) for i in range(40)] * 3
+    parts = {"lengths": np.tile(one.lengths, (3, 1)), "gold": np.tile(one.gold, (3, 1))}
+    thrice = judge_report(Verdicts(np.tile(one.probabilities, 3), **parts, comparisons=names))
+    once = judge_report(one)
+    assert (thrice["comparisons"], thrice["verdicts"], thrice["groups"]) == (40, 120, 40)
+    for name in ("accuracy", "always_longer", "gain_over_length"):
+        assert thrice[name]["mean"] == pytest.approx(once[name]["mean"])
+        assert thrice[name]["high"] - thrice[name]["low"] > 0.97 * (once[name]["high"] - once[name]["low"])
+    for again, bin_ in zip(thrice["calibration"]["bins"], once["calibration"]["bins"], strict=True):
+        assert again["count"] == 3 * bin_["count"] and again["accuracy"]["mean"] == bin_["accuracy"]["mean"]
+        assert width(again["accuracy"]) > 0.97 * width(bin_["accuracy"])
+    for again, row in zip(thrice["gold_agreement"], once["gold_agreement"], strict=True):
+        assert width(again["agreement"]) > 0.9 * width(row["agreement"])
+    says = np.where(np.arange(40) % 2 == 0, 0.9, 0.1)
+    alone = width(judge_report(Verdicts(says, np.ones((40, 2))))["accuracy"])
+    other = np.where(np.arange(40) % 4 < 2, says, 1 - says)
+    both = judge_report(Verdicts(np.concatenate([says, other]), np.ones((80, 2)), comparisons=names[:80]))
+    assert both["accuracy"]["mean"] == 0.5 and width(both["accuracy"]) == pytest.approx(alone / 2**0.5, rel=0.1)
+
+
+def width(interval: dict) -> float:
+    return interval["high"] - interval["low"]
+
+
+def test_the_command_says_where_groups_are_few(tmp_path, capsys):
+    """Comparisons of 3 prompts: an interval over 3 prompts is approximate, and says so."""
+    rows = [{"prompt": f"Text {i % 3}.", "chosen": f"Good {i}.", "rejected": f"Bad, and long {i}."} for i in range(9)]
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--data", str(data), "--model", str(small_model_path("tiny")), "--folds", "2"]
+    assert main(["judge", *flags, "--out", str(tmp_path / "out")]) == 0
+    assert "few groups: 3]" in capsys.readouterr().out
+
+
+def test_training_is_compared_with_both_rulers(capsys):
+    """Prompt 1: longer chosen twice; prompt 2: once a tie, once shorter. Longer is right in (1 + 1 + 1/2) / 4."""
+    lengths = [((1,), 3, 2), ((1,), 5, 2), ((2,), 2, 2), ((2,), 1, 4)]
+    examples = [Example(prompt, ((7,) * chosen, (8,) * rejected)) for prompt, chosen, rejected in lengths]
+    report_rulers(0.6, examples)
+    shown = capsys.readouterr().out
+    assert "always_longer                0.625" in shown and "always_shorter               0.375" in shown
+    assert shown.count("few groups: 2") == 2
+    assert "No better than a ruler: always longer is right in 0.625 of the 4 evaluation comparisons" in shown
+    report_rulers(0.7, examples)
+    assert "No better" not in capsys.readouterr().out

@@ -190,7 +190,7 @@ def test_models_without_a_scalar_head_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no scalar head"):
         reward_scores(tiny_llama(), collate(random_examples(1)))
     config = transformers.LlamaConfig(**SMALL, num_labels=2)
-    with pytest.raises(ValueError, match="num_labels=1"):
+    with pytest.raises(ValueError, match="num_labels 1"):
         train_reward(transformers.LlamaForSequenceClassification(config), None, random_examples(2), quiet(tmp_path))
     with pytest.raises(ValueError, match="no sequence-classification form"):
         reward_model(tiny("Cohere"))
@@ -352,7 +352,8 @@ def test_train_reward_from_the_command_line(tmp_path, capsys):
         f"label_smoothing: 0.1\noutput_dir: {tmp_path / 'out'}\nmax_steps: 2\ndisable_tqdm: true\n"
     )
     assert main(["train", "reward", "--config", str(config)]) == 0
-    assert "eval_rewards/accuracies" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "eval_rewards/accuracies" in shown and "always_longer" in shown and "always_shorter" in shown
     scalar_head(AutoModelForSequenceClassification.from_pretrained(tmp_path / "out"))
     pairs.write_text('{"prompt": "Adds.", "chosen": "Add.", "rejected": "No."}\n' * 3)
     assert main(["train", "reward", "--config", str(config), "--output_dir", str(tmp_path / "other")]) == 2

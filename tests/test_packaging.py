@@ -112,3 +112,11 @@ def test_constraints_pin_torch_and_everything_the_project_names():
     named = project["dependencies"] + project["optional-dependencies"]["test"]
     assert pins["torch"] == "2.13.0"
     assert {re.split(r"[=<>\[]", name)[0] for name in named} <= set(pins)
+
+
+def test_the_readme_says_which_python_the_package_takes():
+    """No upper bound: every locked version has wheels for Python 3.14, so that only the lower one is promised."""
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
+    lowest = re.fullmatch(r">=(3\.\d+)", wanted)
+    assert lowest, f"requires-python = {wanted!r} has an upper bound, which nothing needs"
+    assert f"(Python {lowest[1]} or newer" in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())

@@ -1,8 +1,12 @@
 """The small models' recipe: what is read, in which shares, never a held-out text; and the recipe itself, end to end."""
 
+import ast
 import itertools
 import json
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +15,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_lab.commands import pretrain as command
 from rlhf_lab.common.assets import small_model_path
+from rlhf_lab.data import docstrings as docstrings_module
 from rlhf_lab.data.docstrings import Docstring, clean_pairs, word_runs
 from rlhf_lab.engine.batches import collate
 from rlhf_lab.judges.cross_validation import JudgeSettings
 from rlhf_lab.pretraining import human_labels, recipe
 from rlhf_lab.pretraining.card import export
-from rlhf_lab.pretraining.code import Documented, read_code
+from rlhf_lab.pretraining.code import Documented, Source, harvest_sources, read_source
 from rlhf_lab.pretraining.mixture import LATE_SHARES, SHARES, Task, central_sentence, tasks
 from rlhf_lab.pretraining.packing import Rows, encode, pack
 from rlhf_lab.pretraining.recipe import Recipe, RowExamples, build_model, row_loss_fn
@@ -24,6 +29,10 @@ from rlhf_lab.pretraining.tokenizer import for_transformers, train_tokenizer
 
 SUBJECTS = ("cache", "parser", "server", "matrix", "graph", "reader", "token", "window", "socket", "figure")
 VERBS = ("keeps", "drops", "copies", "sorts", "merges", "counts", "writes", "checks")
+
+
+def folder_of(package) -> Path:
+    return Path(package.__file__).parent
 
 
 def docstring(i: int) -> Docstring:
@@ -83,12 +92,41 @@ def test_code_is_read_without_its_docstring_and_in_one_line(tmp_path):
         'class Box:\n    """A box.\n\n    It holds."""\n    size = 1\n\n    def open(self):\n        """Open it."""\n'
         "        return self.size\n\n\ndef bare(): return 2\n"
     )
-    assert sorted(read_code(str(path))) == [
+    assert sorted(read_source(("p", str(path))).documented) == [
         Documented('class Box: size = 1 def open(self): """Open it.""" return self.size', "A box.\n\nIt holds."),
         Documented("def open(self): return self.size", "Open it."),
     ]
     path.write_text("def broken(:\n")
-    assert read_code(str(path)) == []
+    assert read_source(("p", str(path))) == ([], [])
+    path.write_bytes(b'# coding: latin-1\ndef caf\xe9():\n    """Docs."""\n')
+    assert read_source(("p", str(path))) == ([Docstring("p", "café", "Docs.")], [])
+
+
+def test_each_source_file_is_parsed_once_and_nothing_else_changes(monkeypatch, tmp_path):
+    """Against two passes of their own, on two packages of the standard library and files that cannot be read."""
+    (tmp_path / "broken.py").write_text("def broken(:\n")
+    (tmp_path / "latin.py").write_bytes(b'# coding: latin-1\n"""caf\xe9"""\n')
+    files = [("python", str(path)) for package in (json, logging) for path in sorted(folder_of(package).glob("*.py"))]
+    files += [("own", str(path)) for path in sorted(tmp_path.iterdir())]
+    parsed, parse = [], ast.parse
+    monkeypatch.setattr(docstrings_module, "source_files", lambda: iter(files))
+    # A process of its own would count alone; and one thread, because Python 3.11's parser is not safe in several.
+    monkeypatch.setattr(docstrings_module, "ProcessPoolExecutor", lambda max_workers: ThreadPoolExecutor(1))
+    monkeypatch.setattr(ast, "parse", lambda content: parsed.append(content) or parse(content))
+    found = harvest_sources(progress=False)
+    assert len(parsed) == len(files) > 8
+    assert found.docstrings == docstrings_module.harvest(progress=False)[0] and len(found.docstrings) > 100
+    nodes = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    expected = []
+    for path in [path for _, path in files if path.endswith(("json/decoder.py", "logging/config.py"))]:
+        lines = Path(path).read_text(encoding="utf8").splitlines()
+        for node in ast.walk(parse(Path(path).read_bytes())):
+            if isinstance(node, nodes) and ast.get_docstring(node):
+                kept = (
+                    lines[node.lineno - 1 : node.body[0].lineno - 1] + lines[node.body[0].end_lineno : node.end_lineno]
+                )
+                expected.append(Documented(" ".join(" ".join(kept).split())[:480], ast.get_docstring(node)))
+    assert len(expected) > 10 and [d for d in found.documented if d in expected] == expected
 
 
 def test_no_task_shares_twelve_words_with_a_held_out_description(docstrings, documented):
@@ -185,8 +223,7 @@ def test_row_loss_is_the_weighted_sum_of_token_losses():
 
 def test_the_whole_recipe_runs_resumes_and_ships(tmp_path, monkeypatch, docstrings, documented):
     """From docstrings to a folder that plain transformers opens; run again, nothing is trained twice."""
-    monkeypatch.setattr(recipe, "harvest", lambda progress: (docstrings, 1, 0))
-    monkeypatch.setattr(recipe, "harvest_code", lambda progress: documented)
+    monkeypatch.setattr(recipe, "harvest_sources", lambda progress: Source(docstrings, documented))
     small = Recipe(400, 32, 2, 64, 2, short_steps=6, long_steps=3, short_length=64, tokens_per_step=1024, sft_epochs=1)
     monkeypatch.setitem(recipe.RECIPES, "tiny", small)
     arguments = command.argparse.Namespace(name="tiny", out=tmp_path, share=1.0, no_compile=True)
@@ -210,8 +247,7 @@ def test_the_whole_recipe_runs_resumes_and_ships(tmp_path, monkeypatch, docstrin
 
 def test_export_measures_the_shipped_weights(tmp_path, docstrings, documented, monkeypatch):
     """The card's loss is that of the bf16 files, not of the float32 model that they were rounded from."""
-    monkeypatch.setattr(recipe, "harvest", lambda progress: (docstrings, 1, 0))
-    monkeypatch.setattr(recipe, "harvest_code", lambda progress: documented)
+    monkeypatch.setattr(recipe, "harvest_sources", lambda progress: Source(docstrings, documented))
     small = Recipe(400, 32, 2, 64, 2, short_steps=2, long_steps=2, short_length=64, tokens_per_step=1024)
     data = recipe.prepare(small, progress=False)
     facts = {

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from rlhf_lab.data.contents import split_prompt
 from rlhf_lab.data.known_datasets import KNOWN_DATASETS
 from rlhf_lab.data.problems import InvalidRecords
 from rlhf_lab.data.records import (
@@ -19,7 +20,6 @@ from rlhf_lab.data.records import (
     load_sft,
     preference_records,
     sft_records,
-    split_prompt,
 )
 
 GOOD = [
@@ -85,11 +85,13 @@ def test_column_mapping_reaches_inside_and_ignores(tmp_path):
 
 def test_column_mapping_errors(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", GOOD)
-    with pytest.raises(ValueError, match="'winner' is none of prompt, chosen"):
+    with pytest.raises(ValueError, match=r"--columns winner=chosen: 'winner' is none of prompt, chosen"):
         load_preferences(path, columns={"winner": "chosen"})
-    with pytest.raises(ValueError, match=r"maps 'chosen' to 'better'.*has the columns prompt, chosen, rejected"):
+    with pytest.raises(ValueError, match=r"--columns chosen=better, but .* has the columns prompt, chosen, rejected"):
         load_preferences(path, columns={"chosen": "better"})
-    with pytest.raises(ValueError, match="not a known data set; known: trl-lib/tldr-preference"):
+    with pytest.raises(
+        ValueError, match=r"--columns someone/else: neither .*trl-lib/tldr-preference, .*nor chosen=their_name"
+    ):
         load_preferences(path, columns="someone/else")
 
 
@@ -187,7 +189,8 @@ def test_every_kind_of_bad_row_is_named(key):
 def test_many_rows_are_counted_and_few_are_listed():
     with pytest.raises(InvalidRecords, match=r"chosen: missing: 40 rows \(0, 1, 2, 3, 4, \.\.\.\)") as caught:
         preference_records([{"prompt": "a", "answer": "b", "rejected": "c"}] * 40)
-    assert "has the columns answer, prompt, rejected; name others with columns=" in str(caught.value)
+    said = "has the columns answer, prompt, rejected; say where the missing ones are with --columns chosen=their_name."
+    assert said in str(caught.value) and "go on without them with --drop_invalid" in str(caught.value)
 
 
 def test_text_and_message_rows_do_not_mix():
@@ -207,7 +210,7 @@ def test_a_response_is_the_assistants():
     with pytest.raises(InvalidRecords, match="chosen: wrong role"):
         preference_records([row])
     row = {"prompt": "a", "chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]}
-    with pytest.raises(InvalidRecords, match=r"prompt is text, chosen is messages.*columns=\{'prompt': None\}"):
+    with pytest.raises(InvalidRecords, match=r"prompt is text, chosen is messages.*--columns prompt=none takes"):
         preference_records([row])
 
 
@@ -389,7 +392,7 @@ def test_no_network_says_what_to_do(monkeypatch, error, kind):
         load_preferences("Anthropic/hh-rlhf")
     message = str(caught.value)
     assert str(error) in message and "Without a network, download it on another machine" in message
-    assert "load_preferences('pairs.parquet', columns='Anthropic/hh-rlhf')" in message
+    assert message.endswith("give that file instead, with --columns Anthropic/hh-rlhf")
 
 
 def test_directories(tmp_path, monkeypatch):

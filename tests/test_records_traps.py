@@ -79,7 +79,7 @@ def test_message_lists_that_became_strings_are_refused():
 def test_responses_that_repeat_the_prompt_are_refused():
     prompt = "What is two plus two?"
     row = {"prompt": prompt, "chosen": prompt + " Four.", "rejected": prompt + " Five."}
-    with pytest.raises(InvalidRecords, match=r"chosen: repeats the prompt.*columns=\{'prompt': None\}"):
+    with pytest.raises(InvalidRecords, match=r"chosen: repeats the prompt.*--columns prompt=none takes"):
         preference_records([row])
     messages = {"prompt": [user("a")], "chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]}
     with pytest.raises(InvalidRecords, match="chosen: repeats the prompt"):

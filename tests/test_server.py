@@ -20,10 +20,10 @@ from rlhf_lab.common.assets import small_model_path
 from rlhf_lab.data.docstrings import DocstringPair
 from rlhf_lab.engine.serving.exchange import ServerError
 from rlhf_lab.engine.serving.sampling import plain_sampling, server_sample
-from rlhf_lab.online import results
-from rlhf_lab.online.loop import train_online
-from tests.online_toy import toy_run
+from rlhf_lab.workflow import results
+from rlhf_lab.workflow.loop import run_workflow
 from tests.training_helpers import EOS, tiny_tokenizer
+from tests.workflow_toy import toy_run
 
 MODEL = "tiny"
 PROMPTS = ["w5 w6 w7", "w8 w9", "w10"]
@@ -359,7 +359,7 @@ def test_transformers_serve(served):
 
 def test_transformers_serve_draws_for_the_online_loop(served, tmp_path, monkeypatch):
     """Without a model of its own it loads the iterate that each request names; it gives no log-probs to judge by."""
-    monkeypatch.setattr(results, "save_figure", lambda numbers, path: "a figure that is not drawn")
+    monkeypatch.setattr(results, "write_figure", lambda numbers, path: "a figure that is not drawn")
     tiny = {"prompts": 2, "eval_prompts": 2, "eval_samples": 1, "max_steps": 1, "max_new_tokens": 5}
     corpus = [
         DocstringPair(f"Returns {i} rows of the table.", "Rows.", ("validation", "test")[i % 2], "toy", str(i))
@@ -372,8 +372,8 @@ def test_transformers_serve_draws_for_the_online_loop(served, tmp_path, monkeypa
 
     folder = str(small_model_path("tiny"))
     run = toy_run(tmp_path, folder, judge="hash", sampler="transformers", server_url=served, **tiny)
-    found = train_online(*run, corpus=corpus, judge=by_hash)
-    assert found["iterations"][2]["pairs"]["prompts"] == 2 and not list(tmp_path.glob("iteration-*/.*"))
+    found = run_workflow(*run, corpus=corpus, judge=by_hash)
+    assert found["policies"][2]["pairs"]["prompts"] == 2 and not list(tmp_path.glob("iteration-*/.*"))
     judge = {"judge": "server", "judge_url": served, "judge_model": folder, "sampler": "local"}
-    with pytest.raises(OSError, match=r"stage iteration-1, scores: .*no top_logprobs.*judge_answer='letter'"):
-        train_online(*toy_run(tmp_path, folder, **(tiny | judge)), corpus=corpus)
+    with pytest.raises(OSError, match=r"stage iteration-1, scores: .*no top_logprobs.*--judge_answer letter"):
+        run_workflow(*toy_run(tmp_path, folder, **(tiny | judge)), corpus=corpus)

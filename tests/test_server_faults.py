@@ -14,7 +14,7 @@ from rlhf_lab.engine.serving import connection
 from rlhf_lab.engine.serving.exchange import Server, ServerError, seconds_asked
 from rlhf_lab.engine.serving.sampling import server_sample
 from rlhf_lab.judges.served import server_judge
-from rlhf_lab.online.settings import OnlineSettings
+from rlhf_lab.workflow.settings import WorkflowSettings
 from tests.test_server import MODEL, PROMPTS, answer, draw, fake_server
 from tests.toy import toy_tokenizer
 from tests.training_helpers import EOS
@@ -284,12 +284,12 @@ def test_impatience_and_passwords_in_addresses_are_refused(changes, message):
     [
         ({"api_key_variable": "LAB_KEY"}, "api_key_variable='LAB_KEY' would be ignored: sampler='local'"),
         ({"judge_api_key_variable": "LAB_KEY"}, "judge_api_key_variable='LAB_KEY' would be ignored: judge='gold'"),
-        ({"server_timeout": 9.0}, "server_timeout=9.0 would be ignored: a loop without a server"),
-        ({"server_retries": 9}, "server_retries=9 would be ignored: a loop without a server"),
+        ({"server_timeout": 9.0}, "server_timeout=9.0 would be ignored: a workflow without a server"),
+        ({"server_retries": 9}, "server_retries=9 would be ignored: a workflow without a server"),
         ({"sampler": "vllm", "server_url": "http://a:1", "server_timeout": 0.0}, "server_timeout=0.0: must be"),
         ({"sampler": "vllm", "server_url": "http://a:1", "server_retries": -1}, "server_retries=-1: must be"),
     ],
 )
 def test_the_loops_settings_of_a_server_are_refused_where_they_do_nothing(changes, message):
     with pytest.raises(ValueError, match=message):
-        OnlineSettings(**changes)
+        WorkflowSettings(**changes)

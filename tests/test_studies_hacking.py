@@ -8,8 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_lab.judges.gold import gold_judge
-from rlhf_lab.online.pairing import compare, penalised_scores
-from rlhf_lab.online.settings import OnlineSettings
 from rlhf_lab.studies.text import reward_hacking
 from rlhf_lab.studies.text.hacking_proxies import (
     Scale,
@@ -19,12 +17,14 @@ from rlhf_lab.studies.text.hacking_proxies import (
     chosen_points,
     judge_numbers,
     length_bias,
-    optimise,
     reached,
     same_pairs,
 )
-from rlhf_lab.studies.text.summaries import open_world
-from rlhf_lab.summarization.candidates import Candidate
+from rlhf_lab.studies.text.summaries import loop_rows, open_world
+from rlhf_lab.workflow.candidates import Candidate
+from rlhf_lab.workflow.pairs import compare, penalised_scores
+from rlhf_lab.workflow.prompts import document_rows
+from rlhf_lab.workflow.settings import PairSettings
 
 
 def drawn(*rows):
@@ -51,9 +51,9 @@ def test_the_full_penalty_undoes_the_bias_exactly_ties_included(rows, bias):
     """Golds of k/12 tie often; as plain sums in floating point they would come back apart."""
     texts, gold = ["x" * count for _, count in rows], [k / 12 for k, _ in rows]
     biased = [biased_score(g, text, bias) for g, text in zip(gold, texts, strict=True)]
-    rows = penalised_scores(texts, gold, 0.0), penalised_scores(texts, biased, bias)
-    assert [c.penalised for c in rows[1]] == [round(g * 2**40) / 2**40 for g in gold]
-    assert compare(rows[0], OnlineSettings(), (0,)) == compare(rows[1], OnlineSettings(), (0,))
+    penalised = penalised_scores(texts, biased, bias)
+    assert penalised == [round(g * 2**40) / 2**40 for g in gold]
+    assert compare(texts, gold, PairSettings(), (0,)) == compare(texts, penalised, PairSettings(), (0,))
 
 
 def test_plain_sums_would_not_be_undone():
@@ -69,7 +69,8 @@ def test_the_full_penalty_runs_as_the_gold_judge_does_and_half_of_it_does_not(tm
     for name, penalty in (("gold", None), ("full", bias), ("half", bias / 2)):
         changes = {} if penalty is None else biased | {"length_penalty": penalty}
         run = reward_hacking.loop(world, plan, str(tmp_path / name), changes)
-        runs[name] = optimise(world, world.documents, run, None if penalty is None else biased_judge(bias))[-1]
+        pools = [document_rows(world.tokenizer, documents) for documents in (world.documents, world.held_out)]
+        runs[name] = loop_rows(world, run, *pools, None if penalty is None else biased_judge(bias))[-1]
     for measure in ("gold", "kl", "length", "characters", "entropy"):
         assert runs["full"][measure] == runs["gold"][measure]
     assert runs["half"]["kl"] != runs["gold"]["kl"]

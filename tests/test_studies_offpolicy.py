@@ -12,9 +12,9 @@ from rlhf_lab.objective import Objective, wpo_weights
 from rlhf_lab.studies.text import offpolicy_pairs as offpolicy
 from rlhf_lab.studies.text import summarization_offpolicy
 from rlhf_lab.studies.text.summaries import open_world, training_settings
-from rlhf_lab.summarization.pairs import pair_examples
 from rlhf_lab.training.preference import preference_loss_fn, train_preference
 from rlhf_lab.training.reference import reference_logps
+from rlhf_lab.workflow.pairs import pair_examples
 
 WPO = Objective(beta=0.1, weighting="sampled")
 

@@ -10,9 +10,10 @@ from rlhf_lab.objective import preset
 from rlhf_lab.studies.text import sharing, summaries
 from rlhf_lab.studies.text.paths import along, collect, contrast, gain, intervals
 from rlhf_lab.studies.text.summaries import draw_summaries, each_seed, measure, open_world, trained
-from rlhf_lab.summarization.candidates import prompt_ids
-from rlhf_lab.summarization.pairs import make_pairs, pair_examples
 from rlhf_lab.training.preference import train_preference
+from rlhf_lab.workflow.pairs import make_pairs, pair_examples
+from rlhf_lab.workflow.prompts import prompt_ids
+from rlhf_lab.workflow.settings import PairSettings
 from tests.toy import toy_corpus
 
 
@@ -55,7 +56,7 @@ def test_the_sft_model_is_worth_what_its_own_draws_are_and_has_no_kl(world):
 def test_a_path_is_one_run_seen_after_each_number_of_epochs(world):
     """Two epochs, looked at after each: the first model is that of a run of one epoch, at the same constant rate."""
     drawn = draw_summaries(world, world.model, world.documents, 4)
-    examples = pair_examples(make_pairs(drawn, labels="argmax")[0], world.ids(world.documents))
+    examples = pair_examples(make_pairs(drawn, PairSettings())[0], world.ids(world.documents))
 
     def train_run(settings):
         return train_preference(world.folder, None, examples, preset("dpo"), settings)

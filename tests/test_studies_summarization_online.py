@@ -1,14 +1,13 @@
-"""The study of the online loop: arms differ in one thing each, its loop is `train_online`, its words follow data."""
+"""The study of the online loop: arms differ in one thing each, its loop is `run_workflow`, its words follow data."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 
-from rlhf_lab.online.loop import train_online
 from rlhf_lab.studies.text import online_arms as arms
 from rlhf_lab.studies.text import summarization_online as study
 from rlhf_lab.studies.text.summaries import open_world
+from rlhf_lab.workflow.loop import run_workflow
 
 ROUNDS = {"iterations": 2, "prompts": 6, "max_new_tokens": 12}
 
@@ -18,13 +17,12 @@ def world():
     return open_world(0, 4, 12, 2, "tiny")
 
 
-def test_its_loop_is_train_online(world, tmp_path):
+def test_its_loop_is_run_workflow(world, tmp_path):
     """Other folders, so that nothing is shared: all numbers of all iterations are equal, but for the seconds."""
     arm = arms.ARMS["reference xpo"]
     mine = arms.iterates(world, arms.loop_settings(world, arm, ROUNDS, str(tmp_path / "mine")))
     run = arms.loop_settings(world, arm, ROUNDS, str(tmp_path / "loop"))
-    run = run._replace(settings=replace(run.settings, model=str(world.folder)))
-    theirs = train_online(*run, corpus=[*world.documents, *world.held_out])["iterations"]
+    theirs = run_workflow(*run, corpus=[*world.documents, *world.held_out])["policies"]
     assert len(mine) == len(theirs) == 3
     for row, other in zip(mine, theirs, strict=True):
         assert without_times(row) == without_times(other)
@@ -32,14 +30,15 @@ def test_its_loop_is_train_online(world, tmp_path):
 
 
 def without_times(row: dict) -> dict:
-    return {name: value for name, value in row.items() if name not in ("seconds", "training")}
+    return {name: value for name, value in row.items() if name not in ("seconds", "training", "stages")}
 
 
 @pytest.mark.parametrize("pair", [*arms.OPTIMISM, arms.AS_PUBLISHED])
 def test_an_optimistic_arm_and_its_control_differ_in_the_bonus_alone(world, pair):
     runs = [arms.loop_settings(world, arms.ARMS[arm], ROUNDS, "folder") for arm in pair]
     assert runs[0].settings == runs[1].settings and runs[0].training == runs[1].training
-    assert runs[0].objective.alpha > 0 == runs[1].objective.alpha and runs[0].objective.sign == 1
+    bonus, plain = (next(iter(run.objectives.values())) for run in runs)
+    assert bonus.alpha > 0 == plain.alpha and bonus.sign == 1
 
 
 def test_every_arm_asks_for_the_same_number_of_labels(world):

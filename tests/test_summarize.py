@@ -3,25 +3,32 @@
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from rlhf_lab.commands import cli
-from rlhf_lab.common import bootstrap, files
-from rlhf_lab.common.bootstrap import bootstrap_mean
+from rlhf_lab.commands import workflow as command
+from rlhf_lab.common import files
 from rlhf_lab.common.files import key_of, stored
 from rlhf_lab.data.docstrings import DocstringPair
 from rlhf_lab.data.examples import Example
-from rlhf_lab.summarization.candidates import Candidate, choose_documents, prompt_ids, summary_text
-from rlhf_lab.summarization.evaluation import Evaluation, policy_statistics, response_log_ratios, win_rate
-from rlhf_lab.summarization.pairs import expected_flips, make_pairs, pair_examples
-from rlhf_lab.summarization.report import table_rows, verdict
-from rlhf_lab.summarization.settings import SummarizeSettings
-from rlhf_lab.summarize import load_model, summarize
+from rlhf_lab.data.records import load_preferences
+from rlhf_lab.engine.loading import load_model, load_tokenizer
+from rlhf_lab.workflow.candidates import Candidate, response_text
+from rlhf_lab.workflow.evaluation import evaluate, response_log_ratios
+from rlhf_lab.workflow.loop import open_loop, run_workflow
+from rlhf_lab.workflow.measures import policy_measures, win_rate
+from rlhf_lab.workflow.pairs import expected_flips, make_pairs, pair_examples
+from rlhf_lab.workflow.presets import Plan, workflow_preset
+from rlhf_lab.workflow.prompts import choose_documents, document_rows, prompt_ids
+from rlhf_lab.workflow.report import label, reward_table, verdict
+from rlhf_lab.workflow.settings import PairSettings
+from tests.test_workflow import remade, table
 from tests.toy import save_toy, toy_corpus, toy_model, toy_tokenizer
 
 WIDTH = 32
+METHODS = ["dpo", "wpo", "vpo-offline"]
+NOISY = PairSettings(labels="bradley-terry", label_temperature=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -29,42 +36,36 @@ def sft_folder(tmp_path_factory) -> str:
     return save_toy(tmp_path_factory.mktemp("sft"), WIDTH)
 
 
-def toy_settings(out, model, **changes) -> SummarizeSettings:
-    small = {
-        "prompts": 60,
-        "eval_documents": 30,
-        "max_new_tokens": 8,
-        "learning_rate": 3e-3,
-        "epochs": 4,
-        "batch_size": 8,
-    }
-    return SummarizeSettings(out=str(out), model=model, **(small | changes))
+def toy_plan(out, model: str, **changes) -> Plan:
+    small = {"prompts": 60, "eval_prompts": 30, "max_new_tokens": 8, "learning_rate": 3e-3, "num_train_epochs": 4}
+    small |= {"per_device_train_batch_size": 8, "device": "cpu", "disable_tqdm": True}
+    return workflow_preset("summarize", **small | {"output_dir": str(out), "model_name_or_path": model} | changes)
 
 
 @pytest.fixture(scope="module")
 def job(sft_folder, tmp_path_factory):
     """One run of the whole job, and what it left behind."""
     out = tmp_path_factory.mktemp("job")
-    return out, summarize(toy_settings(out, sft_folder), corpus=toy_corpus(120))
+    return out, run_workflow(*toy_plan(out, sft_folder), corpus=toy_corpus(120))
 
 
 def test_every_method_beats_the_sft_model(job):
     """On a preference this plain, all three must win clearly, with a KL above 0 that they paid for it."""
     _, results = job
-    assert list(results["methods"]) == ["dpo", "wpo", "vpo-offline"]
-    for policy in results["methods"].values():
-        assert policy["delta_vs_sft"]["low"] > 0
-        assert policy["win_rate"] > 0.5
-        assert policy["kl_interval"]["low"] > 0
-        reward = policy["reward"]
+    sft, *policies = results["policies"]
+    assert [row["policy"] for row in policies] == METHODS
+    for row in policies:
+        gold, reward = row["gold"], row["gold"]["reward"]
+        assert gold["delta_vs_sft"]["low"] > 0
+        assert gold["win_rate_vs_sft"]["mean"] > 0.5
+        assert row["kl"]["low"] > 0
         assert reward["low"] <= reward["mean"] <= reward["high"]
-        assert policy["rouge"]["rougeL"] == pytest.approx(reward["mean"])
-        expected = reward["mean"] - results["sft"]["reward"]["mean"]
-        assert policy["delta_vs_sft"]["mean"] == pytest.approx(expected)
-        assert set(policy["greedy"]) >= {"reward", "delta_vs_sft", "win_rate", "length", "rouge"}
-        assert policy["seconds"] > 0
-    assert results["sft"]["kl"] == 0
-    assert "delta_vs_sft" not in results["sft"]
+        assert row["rouge"]["sampled"]["rougeL"] == pytest.approx(reward["mean"])
+        assert gold["delta_vs_sft"]["mean"] == pytest.approx(reward["mean"] - sft["gold"]["reward"]["mean"])
+        assert {"reward", "delta_vs_sft", "win_rate_vs_sft"} <= set(gold["greedy"])
+        assert row["seconds"]["policy"] > 0
+    assert sft["kl"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert "delta_vs_sft" not in sft["gold"]
 
 
 def test_the_job_leaves_its_files(job):
@@ -72,84 +73,109 @@ def test_the_job_leaves_its_files(job):
     assert json.loads((out / "results.json").read_text()) == results
     report = (out / "report.md").read_text()
     assert "VPO offline beats the SFT model" in report
+    assert "is not that of the published numbers" in report
     assert "figure.png" in report
     assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
-    for method in results["methods"]:
-        model, tokenizer, _ = load_model(str(out / "models" / method))
-        assert not torch.equal(model.lm_head.weight, toy_model(width=WIDTH).lm_head.weight)
-        assert tokenizer.decode([2]) == "<tldr>"
+    for row in results["policies"][1:]:
+        folder = out / row["stages"]["policy"]
+        assert not torch.equal(load_model(folder).lm_head.weight, toy_model(width=WIDTH).lm_head.weight)
+        assert load_tokenizer(folder).decode([2]) == "<tldr>"
 
 
-def test_the_pairs_are_written_as_records(job):
-    out, results = job
-    records = [json.loads(line) for line in (out / "pairs.jsonl").read_text().splitlines()]
-    assert len(records) == results["pairs"]["pairs"]
-    flipped = [record for record in records if record["chosen_score"] < record["rejected_score"]]
-    assert len(flipped) == results["pairs"]["flipped"]
+def test_the_methods_share_everything_up_to_the_pairs(job):
+    _, results = job
+    for stage in ("prompts", "candidates", "scores", "pairs"):
+        assert len({row["stages"][stage] for row in results["policies"][1:]}) == 1
+    assert len({row["stages"]["policy"] for row in results["policies"]}) == 4
+    names = [name for name in results["artefacts"] if "candidates" in name]
+    assert len(names) == 1
 
 
-def test_a_second_run_reads_back_and_another_seed_does_not(job, sft_folder):
+def test_the_pairs_are_written_as_records_that_training_reads(sft_folder, tmp_path):
+    """All kept pairs but those with an empty response; a label against the score is a record like any other."""
+    noisy = {"objective": "dpo", "label_temperature": 0.5, "max_steps": 1}
+    results = run_workflow(*toy_plan(tmp_path, sft_folder, **noisy), corpus=toy_corpus(120))
+    pairs = [row for row in table(tmp_path, 1, "pairs") if row["status"] == "pair"]
+    assert len(pairs) == results["policies"][1]["pairs"]["pairs"]
+    expected = [row for row in pairs if row["chosen_text"] and row["rejected_text"]]
+    records, _ = load_preferences(tmp_path / "pairs.jsonl")
+    assert [(r.chosen, r.rejected) for r in records] == [(row["chosen_text"], row["rejected_text"]) for row in expected]
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    flipped = sum(row["flipped"] for row in expected)
+    assert sum(row["judge_chosen"] < row["judge_rejected"] for row in rows) == flipped > 0
+
+
+def test_a_second_run_reads_back_and_another_beta_trains_again(job, sft_folder):
     """Same settings: every stage read back, same numbers. One changed setting: what depends on it is made again."""
     out, first = job
-    second = summarize(toy_settings(out, sft_folder), corpus=toy_corpus(120))
-    methods = ["dpo", "wpo", "vpo-offline"]
-    stages = ["candidates", *(f"train {m}" for m in methods), *(f"evaluate {m}" for m in ["sft", *methods])]
-    assert set(second["stages_read_back"]) == set(stages)
-    for key in ("methods", "sft", "lead_words", "pairs", "samples"):
+    second = run_workflow(*toy_plan(out, sft_folder), corpus=toy_corpus(120))
+    assert remade(second) == set()
+    for key in ("policies", "lead_words", "samples"):
         assert second[key] == first[key]
-    third = summarize(toy_settings(out, sft_folder, methods=("dpo",), beta=0.2), corpus=toy_corpus(120))
-    assert set(third["stages_read_back"]) == {"candidates", "evaluate sft"}
-    assert third["methods"]["dpo"]["reward"] != first["methods"]["dpo"]["reward"]
+    third = run_workflow(*toy_plan(out, sft_folder, objective="dpo", beta=0.2), corpus=toy_corpus(120))
+    assert remade(third) == {"1 policy", "1 evaluation"}
+    assert third["policies"][1]["gold"]["reward"] != first["policies"][1]["gold"]["reward"]
+
+
+def test_a_method_with_calibration_responses_of_its_own_is_one_of_them(job, sft_folder):
+    out, _ = job
+    plan = toy_plan(out, sft_folder, objective=("dpo", "vpo-online"))
+    found = run_workflow(*plan, corpus=toy_corpus(120))
+    assert remade(found) == {"1 calibration", "1 policy", "1 evaluation"}
+    assert [row["policy"] for row in found["policies"]] == ["sft", "dpo", "vpo-online"]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": ("dpo", "ppo")}, "unknown objective 'ppo'"),
-        ({"methods": ("vpo-online",)}, "calibration responses of its own"),
-        ({"methods": ()}, "methods is empty"),
-        ({"methods": ("dpo", "dpo")}, "each method once"),
-        ({"prompts": 1}, "prompts=1"),
+        ({"objective": ("dpo", "ppo")}, "unknown objective 'ppo'"),
+        ({"prompts": 0}, "prompts=0"),
         ({"candidates": 1}, "candidates=1"),
         ({"pairs_per_prompt": 5}, "needs 10 candidates"),
         ({"labels": "coin"}, "labels='coin'"),
-        ({"label_temperature": 0.0}, "label_temperature=0.0"),
-        ({"learning_rate": math.nan}, "learning_rate=nan"),
+        ({"label_temperature": 0.0}, "label_temperature above 0"),
+        ({"learning_rate": math.nan}, "learning_rate must be a finite number"),
         ({"beta": 0.0}, "beta"),
     ],
 )
 def test_bad_settings_are_refused_at_once(changes, message):
     with pytest.raises(ValueError, match=message):
-        SummarizeSettings(**changes)
+        workflow_preset("summarize", **changes)
 
 
 def test_too_few_documents_and_a_bad_folder_stop_before_any_work(sft_folder, tmp_path):
-    with pytest.raises(ValueError, match="only 80 of 80 fit"):
-        summarize(toy_settings(tmp_path, sft_folder, prompts=81), corpus=toy_corpus(120))
+    def run(out, model: str, **changes) -> None:
+        run_workflow(*toy_plan(out, model, **changes), corpus=toy_corpus(120))
+
+    with pytest.raises(ValueError, match=r"81 prompts .* there are 80 and 40"):
+        run(tmp_path, sft_folder, prompts=81, documents="blocks")
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot write to"):
-        summarize(toy_settings(tmp_path / "file", sft_folder), corpus=toy_corpus(120))
+        run(tmp_path / "file", sft_folder)
     with pytest.raises(ValueError, match="holds no model"):
-        summarize(toy_settings(tmp_path, str(tmp_path)), corpus=toy_corpus(120))
-    assert not (tmp_path / "candidates.json").exists()
+        run(tmp_path, str(tmp_path))
+    assert not list(tmp_path.glob("iteration-*"))
 
 
-def test_command_line_flags_become_settings(monkeypatch):
-    """Through the command's own parser, with the work itself left out."""
+def test_command_line_flags_become_settings(monkeypatch, capsys):
+    """Through the command's own parser, with the work itself left out; what will be done is said first."""
     received = []
-    monkeypatch.setattr("rlhf_lab.summarize.summarize", received.append)
+    monkeypatch.setattr(command, "run_workflow", lambda *plan: received.append(plan))
+    monkeypatch.setattr(command, "screen", lambda results: "")
     assert cli.main(["summarize"]) == 0
-    flags = ["--out", "x", "--prompts", "50", "--methods", "dpo,wpo", "--seed", "3", "--labels", "argmax"]
+    assert "460 prompts (docstrings of the installed packages), 3,680 candidates" in capsys.readouterr().out
+    flags = ["--output_dir", "x", "--prompts", "50", "--objective", "dpo,wpo", "--seed", "3"]
     assert cli.main(["summarize", *flags]) == 0
-    expected = SummarizeSettings(out="x", prompts=50, methods=("dpo", "wpo"), seed=3, labels="argmax")
-    assert received == [SummarizeSettings(), expected]
-    assert cli.main(["summarize", "--methods", "ppo"]) == 2
+    changes = {"output_dir": "x", "prompts": 50, "objective": ("dpo", "wpo"), "seed": 3}
+    assert received == [workflow_preset("summarize"), workflow_preset("summarize", **changes)]
+    for old in (["--out", "x"], ["--methods", "dpo"], ["--epochs", "2"], ["--objective", "ppo"]):
+        assert cli.main(["summarize", *old]) == 2
 
 
 def test_prompts_end_with_tldr_and_documents_must_fit():
     tokenizer = toy_tokenizer()
     assert prompt_ids(tokenizer, "read write") == [4, 5, 2]
-    assert summary_text(tokenizer, [4, 5, 1]) == "read write"
+    assert response_text(tokenizer, [4, 5, 1]) == "read write"
     corpus = [DocstringPair("row " * n, "key", "train", "toy", str(n)) for n in range(1, 11)]
     chosen = choose_documents(corpus, "train", 4, 0, tokenizer, max_prompt_tokens=5)
     assert sorted(len(d.description.split()) for d in chosen) == [1, 2, 3, 4]
@@ -168,25 +194,25 @@ def test_pairs_are_best_against_worst_and_ties_are_dropped():
         [candidate("b", 0.3), candidate("a", 0.5), candidate("c", 0.1), candidate("d", 0.3)],
         [candidate("a", 0.2), candidate("a", 0.2), candidate("a", 0.2), candidate("a", 0.2)],
     ]
-    pairs, counts = make_pairs(rows, labels="argmax")
+    pairs, counts = make_pairs(rows, PairSettings())
     assert [(p.document, p.chosen.text, p.rejected.text) for p in pairs] == [(0, "a", "c")]
-    assert counts == (1, 1, 0)
-    assert make_pairs(rows, labels="argmax", pairs_per_prompt=2)[1] == (1, 3, 0)
+    assert counts == (1, 0, 1, 0)
+    assert make_pairs(rows, PairSettings(pairs_per_prompt=2))[1] == (1, 1, 2, 0)
 
 
 def test_labels_are_bradley_terry_draws():
     """Reward .1 against 0 at temperature .05: the better one loses 1 / (1 + e^2) = 11.9%; 4 s.e. are 2.1%."""
     rows = [[candidate("a", 0.1), candidate("b", 0.0)]] * 4000
-    pairs, counts = make_pairs(rows, label_temperature=0.05, seed=1)
+    pairs, counts = make_pairs(rows, NOISY, 1)
     assert counts.flipped / 4000 == pytest.approx(0.119, abs=0.021)
     assert counts.flipped == sum(p.chosen.text == "b" for p in pairs)
     assert expected_flips(pairs, 0.05) == pytest.approx(1 / (1 + math.exp(2)))
-    assert make_pairs(rows, label_temperature=0.05, seed=1)[0] == pairs
-    assert make_pairs(rows, label_temperature=0.05, seed=2)[0] != pairs
+    assert make_pairs(rows, NOISY, 1)[0] == pairs
+    assert make_pairs(rows, NOISY, 2)[0] != pairs
 
 
 def test_examples_keep_the_sampled_tokens():
-    pairs, _ = make_pairs([[candidate("a", 0.1, 7, 8), candidate("b", 0.0, 9, 1)]], labels="argmax")
+    pairs, _ = make_pairs([[candidate("a", 0.1, 7, 8), candidate("b", 0.0, 9, 1)]], PairSettings())
     assert pair_examples(pairs, [[5, 2]]) == [Example((5, 2), ((7, 8), (9, 1)), row=0)]
 
 
@@ -195,24 +221,37 @@ def test_win_rate_by_hand():
     assert win_rate([[0.3, 0.1]], [[0.2, 0.1]]) == [0.625]
 
 
-def test_bootstrap_interval_is_the_normal_one_on_many_documents():
-    """400 values of variance 1 (half 0, half 2): the mean 1 with 1.96 / 20 = .098 on either side."""
-    interval = bootstrap_mean([0.0, 2.0] * 200)
-    assert interval == pytest.approx((1.0, 1 - 0.098, 1 + 0.098), abs=0.008)
-    with pytest.raises(ValueError, match="two or more"):
-        bootstrap_mean([1.0])
+def written(rewards: list[float]) -> list[dict]:
+    """One sampled and one greedy response to each prompt, with these rewards."""
+    facts = {"tokens": [4, 1], "text": "t", "logp": -1.0, "ref_logp": -1.0}
+    rows = [{"prompt": i, "gold": reward} | facts for i, reward in enumerate(rewards)]
+    return [row | {"decoding": decoding} for decoding in ("sampled", "greedy") for row in rows]
 
 
 def test_pairing_removes_how_hard_a_document_is():
     """Rewards .0 to .9 by document, ours always .05 above: the difference is .05 with an interval of no width."""
-    documents = [DocstringPair("row key", "row key", "test", "toy", str(i)) for i in range(10)]
-    sft, ours = ([[candidate("t", i / 10 + d)] for i in range(10)] for d in (0.0, 0.05))
-    zeros = [[0.0]] * 10
-    statistics = policy_statistics(Evaluation(ours, ours, zeros), documents, Evaluation(sft, sft, zeros))
-    assert statistics["delta_vs_sft"] == pytest.approx({"mean": 0.05, "low": 0.05, "high": 0.05})
-    assert statistics["reward"]["high"] - statistics["reward"]["low"] > 0.2
-    assert statistics["win_rate"] == 1.0
-    assert statistics["greedy"]["reward"] == statistics["reward"]
+    sft, ours = (written([i / 10 + d for i in range(10)]) for d in (0.0, 0.05))
+    numbers = policy_measures(ours, sft, sft)
+    gold = numbers["gold"]
+    assert gold["delta_vs_sft"] == pytest.approx({"mean": 0.05, "low": 0.05, "high": 0.05})
+    assert gold["reward"]["high"] - gold["reward"]["low"] > 0.2
+    assert gold["win_rate_vs_sft"]["mean"] == gold["win_rate_vs_last"]["mean"] == 1.0
+    assert gold["greedy"]["reward"] == gold["reward"]
+    assert numbers["entropy"]["mean"] == pytest.approx(0.5)  # 1 nat over two tokens
+
+
+def test_the_evaluation_in_memory_is_the_stage_of_the_job(job, sft_folder):
+    """The notebooks' `evaluate` on the job's held-out documents and seed: the numbers of its results.json."""
+    out, results = job
+    plan, tokenizer = toy_plan(out, sft_folder), toy_tokenizer()
+    held_out = choose_documents(toy_corpus(120), "test", 30, 0, tokenizer, 24)
+    asked, sft = document_rows(tokenizer, held_out), load_model(sft_folder)
+    seed = open_loop(plan.settings, plan.objectives["dpo"], plan.training).seed(1, "evaluation")
+    for row in results["policies"][1:]:
+        policy = load_model(out / row["stages"]["policy"])
+        own = policy_measures(evaluate(policy, sft, tokenizer, asked, max_new_tokens=8, seed=seed))
+        assert own["gold"]["reward"]["mean"] == pytest.approx(row["gold"]["reward"]["mean"])
+        assert own["kl"]["mean"] == pytest.approx(row["kl"]["mean"], abs=1e-4)
 
 
 def test_log_ratios_average_to_the_kl_divergence():
@@ -230,20 +269,26 @@ def test_log_ratios_average_to_the_kl_divergence():
 
 
 def test_verdicts_say_when_a_method_does_not_win():
-    methods = {
-        name: {"delta_vs_sft": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}}
+    policies = [
+        {
+            "policy": name,
+            "iteration": 1,
+            "gold": {"delta_vs_sft": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}},
+        }
         for name, mean in (("dpo", 0.2), ("wpo", 0.0), ("vpo-offline", -0.2))
-    }
-    wins, unclear, loses = verdict({"methods": methods})
+    ]
+    results = {"policies": [{}, *policies], "judges": ["gold"], "settings": {"iterations": 1}}
+    wins, unclear, loses = verdict(results)
     assert "DPO beats" in wins
     assert "WPO does NOT clearly beat" in unclear
     assert "VPO offline is WORSE" in loses
+    assert label(policies[0], loop=True) == "DPO, iteration 1"
 
 
 def test_tables_have_lead_words_sft_and_every_method(job):
     for decoding in ("sampled", "greedy"):
-        labels = [row[0] for row in table_rows(job[1], decoding)]
-        assert labels == ["first 12 words", "SFT", "DPO", "WPO", "VPO offline"]
+        labels = [row[0] for row in reward_table(job[1], "gold", decoding)]
+        assert labels == ["", "first 12 words", "SFT", "DPO", "WPO", "VPO offline"]
 
 
 def test_stored_values_are_read_back_only_under_their_key(tmp_path):
@@ -261,14 +306,6 @@ def test_a_stage_that_fails_does_not_leave_the_old_value(tmp_path):
     with pytest.raises(ZeroDivisionError):
         stored(path, "k2", lambda: [1 / 0])
     assert stored(path, "k1", lambda: [4]) == ([4], False)
-
-
-def test_the_bootstrap_draws_the_same_in_blocks(monkeypatch):
-    """One block or many: the memory changes, the interval does not."""
-    values = np.random.default_rng(3).normal(size=50)
-    whole = bootstrap.bootstrap_mean(values, resamples=200)
-    monkeypatch.setattr(bootstrap, "BLOCK", 70)
-    assert bootstrap.bootstrap_mean(values, resamples=200) == whole
 
 
 @pytest.mark.parametrize("content", ["", '{"key": "k", "val', "[]"])

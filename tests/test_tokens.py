@@ -13,7 +13,8 @@ from rlhf_lab.data.encoding import bos_id, encode_prompt, encode_response, speci
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.problems import InvalidRecords
 from rlhf_lab.data.records import PreferenceRecord, SFTRecord
-from rlhf_lab.data.tokens import Limits, fit, token_dump, tokenize_preferences, tokenize_record, tokenize_sft, truncate
+from rlhf_lab.data.tokens import tokenize_preferences, tokenize_record, tokenize_sft
+from rlhf_lab.data.truncation import Limits, fit, truncate
 
 SPECIALS = ["<pad>", "<eos>", "<tldr>", "<bos>", "<|im_start|>", "<|im_end|>"]
 CHAT = (
@@ -141,59 +142,6 @@ def test_a_trusted_bos_is_not_doubled():
     assert encode_prompt("<bos>the cat", BOS, trusted=True) == (BOS_ID, *ids("the cat"))
 
 
-# Chat templates
-
-
-@settings(deadline=None, max_examples=40)
-@given(question=texts, answer=texts, other=texts)
-def test_chat_is_the_rendered_conversation(question, answer, other):
-    """prompt + response = the ids of the rendered conversation, up to the end-of-turn token."""
-    record = PreferenceRecord(user(question), assistant(answer), assistant(other))
-    example = tokenize_record(record, TEMPLATE)
-    for text, response in zip((answer, other), example.responses, strict=True):
-        rendered = TEMPLATE.apply_chat_template([*user(question), *assistant(text)], tokenize=False)
-        assert TEMPLATE.decode(example.prompt + response) == rendered.removesuffix("\n")
-        assert response[-1] == IM_END_ID
-    assert TEMPLATE.decode(example.prompt).endswith("<|im_start|>assistant\n")
-    assert example.prompt == encode_prompt(record.prompt, TEMPLATE)
-
-
-def test_chat_template_without_an_end_gets_eos_and_with_bos_gets_one():
-    template = "<bos>{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    template += "{% if add_generation_prompt %}assistant:{% endif %}"
-    tokenizer = make_tokenizer(adds_bos=True, chat_template=template)
-    example = tokenize_record(SFTRecord(user("the cat"), assistant("sat")), tokenizer)
-    assert example.prompt == (BOS_ID, *ids("user: the cat\nassistant:"))
-    assert example.responses[0] == (*ids(" sat\n"), EOS_ID)
-
-
-def test_chat_prefix_violation_names_row_and_both_decodings():
-    template = "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}<think>{% endif %}"
-    tokenizer = make_tokenizer(chat_template=template)
-    with pytest.raises(ValueError, match=r"row 7, response: .*prompt alone has '<think>', with its response '\[sat\]'"):
-        tokenize_record(SFTRecord(user("the cat"), assistant("sat"), row=7), tokenizer)
-
-
-@pytest.mark.parametrize("spelled", ["<eos>", "<|im_end|>\n<|im_start|>assistant"])
-def test_chat_refuses_special_tokens_in_messages(spelled):
-    for record in (SFTRecord(user(f"a {spelled}"), assistant("b")), SFTRecord(user("a"), assistant(f"b {spelled} c"))):
-        with pytest.raises(InvalidRecords, match="special token in a message"):
-            tokenize_sft([record], TEMPLATE, max_length=99)
-
-
-def test_chat_without_template_is_refused():
-    with pytest.raises(ValueError, match="chat_template"):
-        tokenize_record(SFTRecord(user("the cat"), assistant("sat")), PLAIN)
-
-
-def test_chat_template_that_refuses_names_the_row():
-    template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(InvalidRecords, match=r"refused by the chat template: 1 row \(3\).*roles must alternate"):
-        tokenize_sft(
-            [SFTRecord(user("a"), assistant("b"), row=3)], make_tokenizer(chat_template=template), max_length=50
-        )
-
-
 # Truncation
 
 responses = st.lists(st.lists(st.integers(10, 99), min_size=1, max_size=40), min_size=1, max_size=3)
@@ -276,7 +224,7 @@ def test_errors_name_rows_and_drop_invalid_counts_them():
     message = str(caught.value)
     assert "3 of 4 rows" in message and "drop_invalid" in message
     for line in (
-        r"prompt: fills the length: 1 row \(11\).*max_length=24",
+        r"prompt: fills the length: 1 row \(11\).*max_length is 24; --long_prompts truncate",
         r"chosen: no token: 1 row \(12\)",
         r"rejected: equal to chosen once cut: 1 row \(13\)",
     ):
@@ -293,6 +241,79 @@ def test_a_prompt_that_fills_the_length_is_cut_on_request():
     record = SFTRecord("the cat sat on the mat. " * 20, "four")
     (example,), counts = tokenize_sft([record], PLAIN, max_length=24, max_prompt_length=16)
     assert len(example.prompt) == 16 and counts.prompts_cut == 1
+
+
+LONG_AND_SHORT = [
+    PreferenceRecord("the cat sat on the mat. " * 20, "four", "five", row=3),
+    PreferenceRecord("the cat", "four", "five", row=4),
+    PreferenceRecord("is it four or five? " * 9, "four", "five", row=7),
+]
+
+
+def test_long_prompts_are_refused_with_remedies_that_work():
+    """None means refuse. "Raise max_length" alone would be no advice where the context is reached."""
+    for long_prompts in (None, "refuse"):
+        with pytest.raises(InvalidRecords, match=r"fills the length: 2 rows \(3, 7\)") as caught:
+            tokenize_preferences(LONG_AND_SHORT, BOS, max_length=24, long_prompts=long_prompts)
+        assert "--long_prompts truncate" in str(caught.value) and "--long_prompts drop" in str(caught.value)
+
+
+def test_long_prompts_are_dropped_and_counted():
+    examples, counts = tokenize_preferences(LONG_AND_SHORT, BOS, max_length=24, long_prompts="drop")
+    assert [example.row for example in examples] == [4]
+    assert counts.prompts_dropped == 2 and counts.dropped.rows == {3, 7} and counts.prompts_cut == 0
+    assert "2 rows left out, because their prompts are too long" in str(counts)
+    assert counts.facts["dropped"] == {"prompt: fills the length": 2} and counts.facts["prompts_dropped"] == 2
+    with pytest.raises(ValueError, match="no usable row is left"):
+        tokenize_preferences(LONG_AND_SHORT[:1], BOS, max_length=24, long_prompts="drop")
+
+
+def test_dropping_long_prompts_hides_no_other_fault():
+    records = [*LONG_AND_SHORT, PreferenceRecord("is it", "<eos>", "five", row=9)]
+    with pytest.raises(InvalidRecords, match="chosen: no token") as caught:
+        tokenize_preferences(records, BOS, max_length=24, long_prompts="drop")
+    assert caught.value.report.rows == {9}
+    _, counts = tokenize_preferences(records, BOS, max_length=24, long_prompts="drop", drop_invalid=True)
+    assert counts.prompts_dropped == 2 and counts.dropped.rows == {3, 7, 9}
+
+
+def test_long_prompts_are_cut_by_the_rule():
+    """BOS and the end stay; the response has its room and at most half of max_length goes to it."""
+    examples, counts = tokenize_preferences(LONG_AND_SHORT, BOS, max_length=24, long_prompts="truncate")
+    whole = [tokenize_record(record, BOS) for record in LONG_AND_SHORT]
+    assert [example.row for example in examples] == [3, 4, 7] and counts.prompts_cut == 2
+    for cut, full in zip(examples[::2], whole[::2], strict=True):
+        room = 24 - max(map(len, full.responses))
+        assert cut.responses == full.responses
+        assert cut.prompt == (BOS_ID, *full.prompt[len(full.prompt) - room + 1 :])
+    assert examples[1] == whole[1]
+
+
+@pytest.mark.parametrize(
+    ("long_prompts", "rows"), [(None, [3, 4, 7]), ("truncate", [3, 4, 7]), ("drop", [4]), ("refuse", None)]
+)
+def test_with_a_length_of_its_own_a_longer_prompt_is_long(long_prompts, rows):
+    options = {"max_length": 400, "max_prompt_length": 20, "long_prompts": long_prompts}
+    if rows is None:
+        with pytest.raises(InvalidRecords, match=r"max_prompt_length is 20; .*--max_prompt_length may be raised"):
+            tokenize_preferences(LONG_AND_SHORT, BOS, **options)
+        return
+    examples, _ = tokenize_preferences(LONG_AND_SHORT, BOS, **options)
+    assert [example.row for example in examples] == rows and max(len(example.prompt) for example in examples) <= 20
+
+
+def test_a_prompt_is_long_from_the_length_on():
+    """max_length 5: a prompt of 4 leaves one token to the response, one of 5 none."""
+    fits, fills = Example((1, 2, 3, 4), ((8, 9),), row=2), Example((1, 2, 3, 4, 5), ((9,),), row=2)
+    assert fit(fits, Limits(5)) == Example((2, 3, 4), ((8, 9),), row=2)
+    with pytest.raises(ValueError, match="row 2, prompt: fills the length: 5 tokens, max_length is 5"):
+        fit(fills, Limits(5))
+    assert fit(fills, Limits(5, long_prompts="truncate")).prompt == (2, 3, 4, 5)
+
+
+def test_another_way_of_long_prompts_is_refused():
+    with pytest.raises(ValueError, match="long_prompts='cut' must be one of refuse, truncate, drop"):
+        tokenize_sft([SFTRecord("a", "b")], PLAIN, max_length=9, long_prompts="cut")
 
 
 @settings(deadline=None, max_examples=30)
@@ -320,17 +341,3 @@ def test_calibration_is_the_third_response():
 def test_fit_leaves_a_fitting_example_alone():
     example = Example((1, 2, 3), ((4, 5), (6,)), row=2)
     assert fit(example, Limits(5)) == example
-
-
-# The dump
-
-
-def test_token_dump_shows_ids_pieces_and_kinds():
-    example = tokenize_record(SFTRecord("the\ncat <tldr>", "é <b>", row=5), PLAIN)
-    dump = token_dump(example, PLAIN)
-    plain = re.sub("\033\\[[0-9;]*m", "", dump)
-    assert plain.startswith(f"row 5, prompt ({len(example.prompt)} tokens): ")
-    assert f"{TLDR_ID}:<tldr>" in plain and f"{EOS_ID}:<eos>" in plain and "↵" in plain and ":·" in plain
-    assert f"\033[1;7m{TLDR_ID}:<tldr>\033[0m" in dump  # special tokens are marked by more than a hue
-    page = token_dump(example, PLAIN, html=True)
-    assert "&lt;tldr&gt;" in page and "<b>" not in page and page.count("<span") == example.num_tokens

@@ -97,6 +97,13 @@ def test_sft_loss_is_the_mean_over_response_tokens(tmp_path):
     assert measured["eval_mean_token_accuracy"] == pytest.approx(hits / count)
 
 
+def test_a_broken_line_of_the_log_is_named_and_left_out(tmp_path, capsys):
+    """As a power loss leaves it: zeros in the middle, a last line cut short."""
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 0.5}\n\0\0\0\n{"step": 3, "loss": 0.25}\n{"step": 4')
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.5}, {"step": 3, "loss": 0.25}]
+    assert f"{tmp_path / 'metrics.jsonl'}, line 2, is broken" in capsys.readouterr().out
+
+
 def test_metrics_file_and_final_model(tmp_path):
     result = train_sft(tiny_llama(), tiny_tokenizer(), SFT, quiet(tmp_path, logging_steps=2), eval_examples=SFT[:4])
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

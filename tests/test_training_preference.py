@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import collate
 from rlhf_lab.engine.logps import plain_response_logps
 from rlhf_lab.objective import PRESETS, Objective, preference_loss, preset, wpo_weights
-from rlhf_lab.training.preference import assert_margin_zero, preference_losses, train_preference
+from rlhf_lab.training.health import warn_if_weights_vanish
+from rlhf_lab.training.preference import assert_margin_zero, check_columns, preference_losses, train_preference
 from rlhf_lab.training.reference import reference_logps
 from rlhf_lab.training.schedule import epoch_steps
 from tests.training_helpers import (
@@ -192,11 +194,35 @@ def test_the_alarm_for_a_margin_that_stays_zero(tmp_path):
         train_preference(tiny_llama(), None, PAIRS, Objective(), quiet(tmp_path / "b", max_steps=10))
 
 
+def test_weights_that_vanish_are_told_once_with_their_mean(tmp_path):
+    """A policy that is sure of other tokens weighs these pairs by almost nothing; at random it does not."""
+    sure = tiny_llama()
+    with torch.no_grad():
+        sure.lm_head.weight.mul_(40)
+    with pytest.warns(UserWarning, match=r"step 1: WPO's mean weight is .*train online.*--weighting none") as told:
+        result = train_preference(sure, None, PAIRS, preset("wpo"), quiet(tmp_path / "a", max_steps=3))
+    assert len([w for w in told if "WPO's mean weight" in str(w.message)]) == 1
+    assert result.history[0]["wpo/weight_mean"] < 0.05
+    assert f"{result.history[0]['wpo/weight_mean']:.3g}" in str(told[0].message)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*WPO.*")
+        warn_if_weights_vanish({"wpo/weight_mean": 0.06}, 1, 1)
+        warn_if_weights_vanish({"rewards/margins": 0.0}, 1, 1)
+        warn_if_weights_vanish({"wpo/weight_mean": 0.01}, 20, 10)
+
+
 def test_wrong_number_of_responses_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"examples: .*2 response.*row 100 with 3"):
+    """With what to do about it: each of the remedies is then accepted."""
+    with pytest.raises(ValueError, match=r"needs 2 response.*row 100 with 3\. .*--columns calibration=none"):
         train_preference(tiny_llama(), None, TRIPLES, Objective(), quiet(tmp_path))
-    with pytest.raises(ValueError, match=r"calibration.* needs 3 response.*row 100 with 2"):
-        train_preference(tiny_llama(), None, PAIRS, preset("xpo"), quiet(tmp_path))
+    online = preset("vpo-online")
+    with pytest.raises(ValueError, match=r"calibration 'reference' needs 3 .*row 100 with 2\.") as caught:
+        train_preference(tiny_llama(), None, PAIRS, online, quiet(tmp_path))
+    for remedy in ("--calibration chosen", "--columns calibration=", "`rlhf-lab train online`", "--alpha 0"):
+        assert remedy in str(caught.value)
+    check_columns(PAIRS, replace(online, calibration="chosen"), "examples")
+    check_columns(PAIRS, replace(online, alpha=0.0), "examples")
+    check_columns(TRIPLES, online, "examples")
     with pytest.raises(ValueError, match="eval_examples"):
         train_preference(tiny_llama(), None, PAIRS, Objective(), quiet(tmp_path), eval_examples=TRIPLES)
     assert not any(tmp_path.iterdir())

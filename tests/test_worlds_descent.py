@@ -10,7 +10,8 @@ from rlhf_lab.bradley_terry.comparisons import count_wins, counted_loss, draw_ar
 from rlhf_lab.objective import STANCES, Objective
 from rlhf_lab.worlds import exact
 from rlhf_lab.worlds.bandit import Bandit, random_bandit
-from rlhf_lab.worlds.descent import Descent, descend, ipo_loss, iterate, objective_loss
+from rlhf_lab.worlds.descent import Descent, descend, iterate, objective_loss
+from rlhf_lab.worlds.ipo import ipo_loss
 from rlhf_lab.worlds.weighting import arm_weights
 
 TWO = Bandit(torch.tensor([[[1.0, 0.0]]], dtype=torch.float64), torch.full((1, 1, 2), math.log(0.5)).double())

@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlhf_lab.bradley_terry.comparisons import counted_loss
 from rlhf_lab.bradley_terry.estimate import check_distribution
+from rlhf_lab.objective import Objective
 from rlhf_lab.worlds.bandit import REFERENCES, Bandit, check_logps, random_bandit, reference_logps
 from rlhf_lab.worlds.exact import (
     calibrated,
@@ -20,6 +22,8 @@ from rlhf_lab.worlds.exact import (
     value,
     win_rate,
 )
+from rlhf_lab.worlds.optimistic import fit_optimistic
+from rlhf_lab.worlds.pessimistic import fit_offline
 
 F64 = torch.float64
 SEEDS, CONTEXTS, ARMS = 3, 2, 5
@@ -320,3 +324,20 @@ def test_checks_by_name():
     with pytest.raises(ValueError, match=r"weights=.*must not be negative"):
         check_distribution("weights", tensor([1.5, -0.5]), 2)
     check_distribution("weights", tensor([1.0, 0.0]), 2)  # zeros are fine where no log is taken
+
+
+def test_a_calibration_that_is_no_distribution_is_refused():
+    """With weights that sum to 2 the shift of rewards does not drop out: the loss would depend on the gauge."""
+    logps = torch.log_softmax(torch.zeros(1, 1, 3, dtype=torch.float64), -1)
+    twice, wins = logps + math.log(2), torch.ones(1, 1, 3, 3) - torch.eye(3)
+    objective = Objective(alpha=1.0, stance="pessimistic", calibration="given")
+    for refused in (
+        lambda: calibrated(torch.zeros(1, 1, 3), twice),
+        lambda: counted_loss(objective, logps, logps, wins, twice),
+        lambda: fit_optimistic(wins, logps, beta=1.0, alpha=1.0, bound=2.0, calibration_logps=twice),
+        lambda: fit_offline(wins, logps, 1.0, 1.0, calibration="given", calibration_logps=twice),
+    ):
+        with pytest.raises(ValueError, match=r"calibration_logps: 1 of 1 rows .* sums to 2"):
+            refused()
+    with pytest.raises(ValueError, match="rho: 1 of 1 rows"):
+        optimal_value(torch.zeros(1, 2, 3), logps.expand(1, 2, 3), 1.0, rho=torch.tensor([1.0, 1.0]))

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_lab.bradley_terry.comparisons import counted_loss, nll_gradient
+from rlhf_lab.bradley_terry.newton import minimise_in_ball, minimise_in_box
 from rlhf_lab.objective import Objective
 from rlhf_lab.worlds.bandit import random_bandit
+from rlhf_lab.worlds.calibration import calibration_policy
 from rlhf_lab.worlds.exact import optimal_logps
-from rlhf_lab.worlds.newton import minimise_in_ball, minimise_in_box
-from rlhf_lab.worlds.pessimistic import calibration_policy, fit_offline, has_finite_optimum, objective_parts
+from rlhf_lab.worlds.pessimistic import fit_offline, has_finite_optimum, objective_parts
 
 
 def random_wins(shape: tuple[int, ...], mean: float, seed: int = 0) -> torch.Tensor:
@@ -308,7 +309,7 @@ BALANCED = SEPARABLE + SEPARABLE.mT
         ({"calibration": "given"}, "calibration_logps"),
         ({"calibration_logps": UNIFORM}, "only there"),
         ({"calibration": "given", "calibration_logps": UNIFORM + 1}, "sum to 1"),
-        ({"rho": torch.tensor([0.5])}, "rho="),
+        ({"rho": torch.tensor([0.5])}, "rho: .* sums to 0.5"),
         ({"max_iterations": 1}, "after 1 Newton steps"),
         ({"calibration": "chosen", "alpha": 2.0}, "never plays"),
     ],
@@ -325,3 +326,13 @@ def test_policy_is_that_of_the_reward():
     bandit, wins = random_bandit(2, 3, reference="good"), random_wins((2, 1, 3, 3), 2.0)
     fit = fit_offline(wins, bandit.ref_logps, 0.7, 1.5)
     close(fit.logps, optimal_logps(fit.rewards, bandit.ref_logps, 0.7), atol=1e-14)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_counts_of_very_different_size(linear):
+    """alpha = 0: a bridge of 3:1 between pairs that met 1e12 times says log 3; rounding alone exceeds the tolerance."""
+    wins = torch.tensor([[[0, 1e12, 0, 0], [1e12, 0, 3, 0], [0, 1, 0, 1e12], [0, 0, 3e12, 0]]]).double()
+    uniform = torch.full((1, 4), -math.log(4)).double()
+    features = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) if linear else None
+    fitted = fit_offline(wins, uniform, 0.5, 0.0, features=features)
+    close(fitted.rewards[0, 1] - fitted.rewards[0, 2], torch.tensor(math.log(3)).double(), atol=1e-7)

@@ -10,6 +10,7 @@ import torch
 from rlhf_lab.studies.exact import pessimism_map, rates_offline
 from rlhf_lab.worlds import exact
 from rlhf_lab.worlds.bandit import Bandit, random_bandit
+from rlhf_lab.worlds.ipo import ipo_logps
 from rlhf_lab.worlds.offline import (
     behaviour_logps,
     comparison_distribution,
@@ -18,7 +19,6 @@ from rlhf_lab.worlds.offline import (
     draw_comparisons,
     evaluate,
     fit_policy,
-    ipo_logps,
     wpo_logps,
 )
 from rlhf_lab.worlds.pessimistic import fit_offline

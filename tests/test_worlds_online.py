@@ -13,6 +13,7 @@ from rlhf_lab.bradley_terry.comparisons import count_wins, draw_arms, nll, nll_g
 from rlhf_lab.studies.exact.optimism_rules import best_threshold
 from rlhf_lab.worlds.bandit import Bandit, random_bandit
 from rlhf_lab.worlds.exact import calibrated, optimal_logps, optimal_value
+from rlhf_lab.worlds.local_minima import make_problem, optimistic_parts
 from rlhf_lab.worlds.online import (
     OnlineSettings,
     alpha_at,
@@ -25,7 +26,7 @@ from rlhf_lab.worlds.online import (
     uncertainty,
     writing_policies,
 )
-from rlhf_lab.worlds.optimistic import _problem, evaluate, fit_optimistic
+from rlhf_lab.worlds.optimistic import fit_optimistic
 
 
 def random_wins(worlds: int, contexts: int, arms: int, seed: int, most: int = 3) -> torch.Tensor:
@@ -139,7 +140,7 @@ def test_gradient_and_hessian_match_autograd(seed: int, beta: float, alpha: floa
     wins, ref = random_wins(1, 1, 4, seed), random_logps(1, 1, 4, seed=seed)
     cal = random_logps(1, 1, 4, seed=seed + 1)
     r = 2 * torch.randn(1, 4, generator=generator, dtype=torch.float64)
-    f, g, hessian, convex = evaluate(_problem(wins, ref, beta, alpha, cal, None, None), r)
+    f, g, hessian, convex = optimistic_parts(make_problem(wins, ref, beta, alpha, cal, None, None), r)
 
     def value(x: torch.Tensor) -> torch.Tensor:
         return objective(x[None], wins, ref, cal, alpha, beta).sum()
@@ -356,6 +357,11 @@ def test_what_cannot_be_done_is_refused() -> None:
         fit_optimistic(torch.zeros(2, 1, 3, 3).double(), ref, beta=1.0, alpha=-1.0, bound=1.0)
     with pytest.raises(ValueError, match="beta"):
         fit_optimistic(torch.zeros(2, 1, 3, 3).double(), ref, beta=0.0, alpha=1.0, bound=1.0)
+    for broken in (math.nan, math.inf, -1.0):  # nan would stay at its start, as if that were the minimum
+        with pytest.raises(ValueError, match="wins: every count"):
+            fit_optimistic(torch.full((2, 1, 3, 3), broken).double(), ref, beta=1.0, alpha=1.0, bound=1.0)
+    with pytest.raises(ValueError, match="rho: 1 of 1 rows"):
+        fit_optimistic(torch.ones(2, 1, 3, 3).double(), ref, beta=1.0, alpha=1.0, bound=1.0, rho=torch.tensor([2.0]))
     assert count_wins(torch.tensor([[[1]]]), torch.tensor([[[1]]]), 3).sum() == 0  # twins are not counted
 
 

@@ -276,3 +276,36 @@ def test_bad_levels_are_named():
         TokenTree(tree.rewards, tree.ref_logps[:1])
     with pytest.raises(ValueError, match="beta=0"):
         soft_values(tree.rewards, tree.ref_logps, 0.0)
+
+
+HALF_DEAD = [[0.6, 0.4, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0], [0.25, 0.0, 0.75, 0.0]]
+
+
+def test_subtrees_of_probability_zero():
+    """V = 2, H = 2 without EOS, sequences aa, ab, ba, bb. In world 0 b is never written: what follows it is uniform.
+
+    The way back gives the same sequences, the KL by states is the KL by sequences, and no gradient is nan.
+    """
+    tree = random_tree(3, 2, 2, eos=False)
+    sequence_logps = torch.tensor(HALF_DEAD).double().log().requires_grad_()
+    levels = token_logps(sequence_logps, tree.rewards)
+    torch.testing.assert_close(levels[0].exp()[:, 0], torch.tensor([[1, 0], [0, 1], [0.25, 0.75]]).double())
+    torch.testing.assert_close(levels[1].exp()[0], torch.tensor([[0.6, 0.4], [0.5, 0.5]]).double())
+    torch.testing.assert_close(path_sums(levels).exp(), torch.tensor(HALF_DEAD).double())
+    by_states = expected_sum(levels, [a - b for a, b in zip(levels, tree.ref_logps, strict=True)])
+    by_sequences = exact.kl(sequence_logps.unsqueeze(-2), tree.ref_sequence_logps.unsqueeze(-2))
+    torch.testing.assert_close(by_states, by_sequences)
+    assert bool(torch.isfinite(by_sequences).all())
+    chosen = [0, 3, 2]  # a sequence that each world writes
+    written = torch.stack([row[i] for row, i in zip(path_sums(levels), chosen, strict=True)])
+    (gradient,) = torch.autograd.grad(written.sum(), sequence_logps)
+    expected = torch.nn.functional.one_hot(torch.tensor(chosen), 4) - torch.tensor(HALF_DEAD).double()
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("broken", [-math.inf, math.nan])
+def test_a_world_without_any_sequence_is_refused(broken):
+    tree = random_tree(2, 2, 2, eos=False)
+    logps = torch.stack([tree.ref_sequence_logps[0], torch.full((4,), broken).double()])
+    with pytest.raises(ValueError, match="sequence_logps: each world"):
+        token_logps(logps, tree.rewards)

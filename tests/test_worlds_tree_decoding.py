@@ -1,5 +1,7 @@
 """Beam search, guided decoding and proxy tuning on token trees; credit and its AUC."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -163,3 +165,14 @@ def test_shared_evenly_keeps_the_sum():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(random_tree(1, 3, 3))
+
+
+def test_auc_refuses_what_has_no_rank():
+    """A nan is neither above nor below; where it carries no weight (after the end) it says nothing."""
+    scores, positives = torch.tensor([[0.0, math.nan, 1.0]]), torch.tensor([[True, False, False]])
+    with pytest.raises(ValueError, match="scores: an entry is not a number"):
+        auc(scores, positives, torch.ones(1, 3))
+    assert float(auc(scores, positives, torch.tensor([[1.0, 0.0, 1.0]]))) == 0.0
+    for weight in (math.nan, -1.0, math.inf):
+        with pytest.raises(ValueError, match="weights: every entry"):
+            auc(torch.zeros(1, 3), positives, torch.tensor([[1.0, weight, 1.0]]))

@@ -1,5 +1,7 @@
 """DPO on token trees: what it recovers, how far from it N pairs leave it, and why likelihoods fall."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -177,3 +179,19 @@ def test_bad_input_is_named():
         next(descend(loss, tree.ref_logps, 1.0, [3, 1]))
     with pytest.raises(ValueError, match="ridge=-1"):
         fit(wins_loss(DPO, tree.ref_logps, wins, ridge=-1), tree.ref_logps)
+
+
+def test_chosen_responses_of_few_comparisons_make_a_policy():
+    """3 pairs, all won by sequences 0 or 5: the subtrees without them have probability 0, and the KL is finite."""
+    tree = random_tree(1, 3, 3, seed=4)
+    pairs = Pairs(torch.tensor([[0, 5, 5]]), torch.tensor([[1, 2, 0]]))
+    chosen = chosen_logps(sampled_wins(pairs, tree.returns.shape[-1]))
+    torch.testing.assert_close(chosen.exp()[0, [0, 5]], torch.tensor([1 / 3, 2 / 3]).double())
+    sft = token_logps(chosen, tree.ref_logps)
+    torch.testing.assert_close(path_sums(sft).exp(), chosen.exp())
+    ref = tree.ref_sequence_logps[0, [0, 5]]
+    by_hand = (math.log(1 / 3) - ref[0]) / 3 + (math.log(2 / 3) - ref[1]) * 2 / 3
+    by_states = expected_sum(sft, [a - b for a, b in zip(sft, tree.ref_logps, strict=True)])
+    torch.testing.assert_close(by_states, by_hand[None])
+    with pytest.raises(ValueError, match="no comparison"):
+        chosen_logps(torch.zeros(1, 1, 4, 4))

@@ -86,10 +86,13 @@ show_table(["description", "human summary"], [(pair.description, pair.summary) f
 # trade can be seen here: a missing EOS, a doubled BOS, a special token that is only text. So look.
 
 # %%
-from rlhf_lab.summarization.candidates import choose_documents, prompt_ids, sample_candidates
-from rlhf_lab.summarize import load_model
+from rlhf_lab.engine.loading import load_model, load_tokenizer
+from rlhf_lab.engine.precision import pick_device
+from rlhf_lab.workflow.candidates import sample_candidates
+from rlhf_lab.workflow.prompts import choose_documents, prompt_ids
 
-sft, tokenizer, sft_path = load_model(None)
+sft = load_model("small").to(pick_device()).eval()
+tokenizer = load_tokenizer("small")
 documents = choose_documents(corpus, "validation", DOCUMENTS, SEED, tokenizer, LONGEST)
 test_documents = choose_documents(corpus, "test", HELD_OUT, SEED, tokenizer, LONGEST)
 prompts = [prompt_ids(tokenizer, document.description) for document in documents]
@@ -100,7 +103,7 @@ from IPython.display import HTML
 
 from rlhf_lab.data.encoding import encode_response
 from rlhf_lab.data.examples import Example
-from rlhf_lab.data.tokens import token_dump
+from rlhf_lab.data.token_view import token_dump
 from rlhf_lab.engine.batches import collate
 
 human = encode_response(documents[0].summary, tokenizer)
@@ -139,13 +142,16 @@ by_hand = 1 / (1 + torch.exp(-gaps / TAU))
 torch.testing.assert_close(by_hand, preference_probability(gaps, torch.zeros_like(gaps), TAU))
 
 # %%
-from rlhf_lab.summarization.pairs import make_pairs, pair_examples
+from rlhf_lab.workflow.pairs import make_pairs, pair_examples
+from rlhf_lab.workflow.settings import PairSettings
 
-pairs, counts = make_pairs(candidates, label_temperature=TAU, pairs_per_prompt=2, seed=SEED)
+how = PairSettings(labels="bradley-terry", label_temperature=TAU, pairs_per_prompt=2)
+pairs, counts = make_pairs(candidates, how, seed=SEED)
 every = pair_examples(pairs, prompts)
 examples = [example for example in every if example.row < DOCUMENTS - UNSEEN]  # row: the document's number
 unseen = [example for example in every if example.row >= DOCUMENTS - UNSEEN]
-print(f"{counts.pairs} comparisons, {counts.ties} ties dropped, {counts.flipped} labels against the reward")
+print(f"{counts.pairs} comparisons, {counts.ties + counts.identical} ties dropped")
+print(f"{counts.flipped} labels against the reward")
 print(f"{len(examples)} to train on, {len(unseen)} kept aside")
 
 # %%
@@ -241,7 +247,7 @@ scratch = tempfile.TemporaryDirectory(prefix="summaries-")  # deleted when the k
 folder = Path(scratch.name)
 
 
-def tune(method: str, start=sft_path, passes: int = 3):
+def tune(method: str, start="small", passes: int = 3):
     settings = TrainingSettings(
         output_dir=tempfile.mkdtemp(prefix=method, dir=folder),
         learning_rate=1e-4,
@@ -253,7 +259,7 @@ def tune(method: str, start=sft_path, passes: int = 3):
         save_steps=0,
         disable_tqdm=True,
     )
-    reference = None if start == sft_path else sft  # None: the model as it is before the first step
+    reference = None if start == "small" else sft  # None: the model as it is before the first step
     data = {"eval_examples": unseen, "reference": reference, "cache_dir": folder / "reference"}
     return train_preference(start, tokenizer, examples, preset(method), settings, **data)
 
@@ -313,30 +319,34 @@ greedy_too = Prediction("Preference tuning is to raise the reward of sampled sum
 greedy_too
 
 # %%
-from rlhf_lab.summarization.evaluation import evaluate_policy, policy_statistics
+from rlhf_lab.workflow.evaluation import evaluate, of_decoding
+from rlhf_lab.workflow.measures import policy_measures
+from rlhf_lab.workflow.prompts import document_rows
+
+asked = document_rows(tokenizer, test_documents)
 
 
-def evaluate(policy, name: str, baseline=None):
-    written = evaluate_policy(policy, sft, tokenizer, test_documents, samples=4, seed=SEED, name=name)
-    return written, policy_statistics(written, test_documents, baseline, seed=SEED)
+def measured(policy, baseline=None):
+    rows = evaluate(policy, sft, tokenizer, asked, samples=4, seed=SEED)
+    return rows, policy_measures(rows, baseline, seed=SEED)
 
 
 written, numbers = {}, {}
-written["sft"], numbers["sft"] = evaluate(sft, "sft")
+written["sft"], numbers["sft"] = measured(sft)
 for method in METHODS:
-    written[method], numbers[method] = evaluate(results[method].model, method, written["sft"])
+    written[method], numbers[method] = measured(results[method].model, written["sft"])
 
 # %%
 names = ["sft", *METHODS]
 with style():
     fig, ax = plt.subplots(figsize=(7.2, 3.6))
     for offset, hatch, read in ((-0.2, None, lambda n: n["reward"]), (0.2, "///", lambda n: n["greedy"]["reward"])):
-        means, lows, highs = ([read(numbers[name])[part] for name in names] for part in ("mean", "low", "high"))
+        means, lows, highs = ([read(numbers[name]["gold"])[part] for name in names] for part in ("mean", "low", "high"))
         interval_bars(ax, names, means, lows, highs, offset=offset, thickness=0.36, hatch=hatch)
     ax.set(xlabel="ROUGE-L F1 on held-out documents, 95% interval", title="sampled (plain) and greedy (hatched)")
 told = [
-    f"{METHOD_LABELS[n]} {numbers[n]['reward']['mean']:.3f} and {numbers[n]['greedy']['reward']['mean']:.3f}"
-    for n in names
+    f"{METHOD_LABELS[n]} {gold['reward']['mean']:.3f} and {gold['greedy']['reward']['mean']:.3f}"
+    for n, gold in ((n, numbers[n]["gold"]) for n in names)
 ]
 show(fig, alt=f"Held-out reward of sampled and of greedy summaries with 95% intervals: {', '.join(told)}.")
 
@@ -350,16 +360,16 @@ columns = ["method", "sampled: gain over SFT", "greedy: gain over SFT", "wins, s
 rows = [
     (
         METHOD_LABELS[method],
-        interval(n["delta_vs_sft"]),
-        interval(n["greedy"]["delta_vs_sft"]),
-        n["win_rate"],
-        n["kl"],
-        n["length"],
+        interval(n["gold"]["delta_vs_sft"]),
+        interval(n["gold"]["greedy"]["delta_vs_sft"]),
+        n["gold"]["win_rate_vs_sft"]["mean"],
+        n["kl"]["mean"],
+        n["length"]["mean"],
     )
     for method, n in ((method, numbers[method]) for method in METHODS)
 ]
 show_table(columns, rows, "Against the SFT model on the same documents, with 95% intervals")
-greedy_gain = numbers["dpo"]["greedy"]["delta_vs_sft"]
+greedy_gain = numbers["dpo"]["gold"]["greedy"]["delta_vs_sft"]
 greedy_too.reveal(
     GREEDY[0 if greedy_gain["low"] > 0 else 2 if greedy_gain["high"] < 0 else 1],
     "Sampling shows the whole distribution, which preference tuning sharpens; greedy decoding was sharp already.",
@@ -378,24 +388,29 @@ greedy_too.reveal(
 LONG = ["dpo", "vpo-offline"]
 for method in LONG:
     longer = tune(method, start=results[method].model)
-    written[f"{method}, long"], numbers[f"{method}, long"] = evaluate(longer.model, f"{method} long", written["sft"])
+    written[f"{method}, long"], numbers[f"{method}, long"] = measured(longer.model, written["sft"])
 
 # %%
 with style():
     fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.2), sharex=True)
     for method in LONG:
         path = [numbers["sft"], numbers[method], numbers[f"{method}, long"]]
-        kl = [0.0, *(n["kl"] for n in path[1:])]
-        rewards = {"sampled": [n["reward"] for n in path], "greedy": [n["greedy"]["reward"] for n in path]}
+        kl = [n["kl"]["mean"] for n in path]
+        gold = [n["gold"] for n in path]
+        rewards = {"sampled": [g["reward"] for g in gold], "greedy": [g["greedy"]["reward"] for g in gold]}
         for (decoding, reward), line in zip(rewards.items(), ("o-", "s--"), strict=True):
             label = f"{METHOD_LABELS[method]}, {decoding}"
             axes[0].plot(kl, [r["mean"] for r in reward], line, color=method_colour(method), label=label)
-        axes[1].plot(kl, [n["length"] for n in path], "o-", color=method_colour(method), label=METHOD_LABELS[method])
+        lengths = [n["length"]["mean"] for n in path]
+        axes[1].plot(kl, lengths, "o-", color=method_colour(method), label=METHOD_LABELS[method])
     axes[0].set(title="held-out reward", xlabel="KL to the SFT model, nats per summary")
     axes[1].set(title="length of sampled summaries, tokens", xlabel="KL to the SFT model, nats per summary")
     for ax in axes:
         label_ends(ax)
-told = [f"{n}: {v['kl']:.1f} nats, {v['reward']['mean']:.3f}, {v['length']:.0f} tokens" for n, v in numbers.items()]
+told = [
+    f"{n}: {v['kl']['mean']:.1f} nats, {v['gold']['reward']['mean']:.3f}, {v['length']['mean']:.0f} tokens"
+    for n, v in numbers.items()
+]
 show(fig, alt=f"Reward and length against KL to the SFT model, after 3 and 6 passes over the pairs. {'; '.join(told)}.")
 
 # %% [markdown]
@@ -412,7 +427,7 @@ for i in (0, 1, 2):
     rows = [("human", test_documents[i].summary, "")]
     for name, texts in written.items():
         label = METHOD_LABELS.get(name, f"{METHOD_LABELS[name.split(',')[0]]}, 6 passes" if "," in name else name)
-        rows.append((label, texts.greedy[i][0].text, texts.sampled[i][0].text))
+        rows.append((label, *(of_decoding(texts, decoding)[i][0]["text"] for decoding in ("greedy", "sampled"))))
     show_table(["", "greedy", "sampled"], rows, test_documents[i].description)
 
 # %% [markdown]

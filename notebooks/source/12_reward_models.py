@@ -45,7 +45,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from rlhf_lab.common.plots import GREY, OKABE_ITO, label_ends, style
@@ -68,11 +68,15 @@ folder = Path(scratch.name)
 
 # %%
 from rlhf_lab.data.docstrings import docstring_pairs
-from rlhf_lab.summarization.candidates import choose_documents, prompt_ids, sample_candidates
-from rlhf_lab.summarization.pairs import make_pairs, pair_examples
-from rlhf_lab.summarize import load_model
+from rlhf_lab.engine.loading import load_model, load_tokenizer
+from rlhf_lab.engine.precision import pick_device
+from rlhf_lab.workflow.candidates import sample_candidates
+from rlhf_lab.workflow.pairs import make_pairs, pair_examples
+from rlhf_lab.workflow.prompts import choose_documents, prompt_ids
+from rlhf_lab.workflow.settings import PairSettings
 
-sft, tokenizer, sft_path = load_model(None)
+sft = load_model("small").to(pick_device()).eval()
+tokenizer = load_tokenizer("small")
 corpus = docstring_pairs(progress=False)
 documents = choose_documents(corpus, "validation", DOCUMENTS, SEED, tokenizer, LONGEST)
 held_out = choose_documents(corpus, "test", HELD_OUT, SEED, tokenizer, LONGEST)
@@ -80,9 +84,11 @@ candidates = sample_candidates(sft, tokenizer, documents, n=CANDIDATES, seed=SEE
 unseen = sample_candidates(sft, tokenizer, held_out, n=SAMPLES, seed=SEED + 1, progress="to be judged")
 
 # %%
-pairs, counts = make_pairs(candidates, label_temperature=0.05, pairs_per_prompt=3, seed=SEED)
+how = PairSettings(labels="bradley-terry", label_temperature=0.05, pairs_per_prompt=3)
+pairs, counts = make_pairs(candidates, how, seed=SEED)
 examples = pair_examples(pairs, [prompt_ids(tokenizer, document.description) for document in documents])
-print(f"{counts.pairs} comparisons to learn from; {counts.flipped} labels go against gold, {counts.ties} ties dropped")
+print(f"{counts.pairs} comparisons to learn from; {counts.flipped} labels go against gold")
+print(f"{counts.ties + counts.identical} ties dropped")
 short = {pair.document: pair for pair in pairs if len(documents[pair.document].description) < 200}
 shown = list(short.values())[:3]
 rows = [(documents[p.document].description, p.chosen.text, p.rejected.text) for p in shown]
@@ -190,7 +196,7 @@ from rlhf_lab.judges.pairwise import pairwise_examples, slot_row, slots_of, trai
 
 shown = pairwise_examples(examples[:1], tokenizer, max_length=512, seed=SEED)[0]
 print(tokenizer.decode(shown.prompt), "->", tokenizer.decode(shown.responses[0]))
-policy = AutoModelForCausalLM.from_pretrained(sft_path, dtype=torch.float32)
+policy = load_model("small")
 pairwise = train_pairwise(policy, tokenizer, examples, settings("pairwise", 2, 2e-4))
 print(f"{pairwise.steps} steps, {pairwise.seconds:.0f} s; log 2 = {np.log(2):.3f}, loss {pairwise.metrics['loss']:.3f}")
 
@@ -249,7 +255,7 @@ slots.reveal(
 from rlhf_lab.judges.report import Verdicts, best_of_n, judge_report
 from rlhf_lab.judges.report_figure import describe, draw_report
 from rlhf_lab.judges.reward_model import reward_judge
-from rlhf_lab.summarization.candidates import prompt_text
+from rlhf_lab.workflow.prompts import prompt_text
 
 judge = reward_judge(reward.model, tokenizer)
 prompts = [prompt_text(document.description) for document in held_out]

@@ -62,15 +62,15 @@ ROUNDS, PROMPTS, HELD_OUT, SEED = 2, 80, 60, 0
 # %% [markdown]
 # ## 1. Settings, and one iteration
 #
-# A run has three kinds of settings: what an iteration does, the loss, and the training. `online_preset` gives those of a
+# A run has three kinds of settings: what an iteration does, the loss, and the training. `workflow_preset` gives those of a
 # published loop; anything can be changed by name. RLHF Workflow draws eight candidates, half of them at temperature 1 and
 # half at .7, compares the best with the worst, trains on all pairs so far, goes on from the last policy, and keeps
 # $\pi_{\mathrm{ref}} = \pi_0$. The gold judge, ROUGE-L F1 against the human summary, stands in for people.
 
 # %%
 from rlhf_lab.data.docstrings import docstring_pairs
-from rlhf_lab.online.loop import train_online
-from rlhf_lab.online.settings import online_preset
+from rlhf_lab.workflow.loop import run_workflow
+from rlhf_lab.workflow.presets import workflow_preset
 
 corpus = [pair for pair in docstring_pairs(progress=False) if len(pair.description.split()) < 45]  # short ones
 
@@ -78,8 +78,8 @@ corpus = [pair for pair in docstring_pairs(progress=False) if len(pair.descripti
 def run(name: str, **changes) -> dict:
     small = {"prompts": PROMPTS, "eval_prompts": HELD_OUT, "seed": SEED, "disable_tqdm": True, "max_new_tokens": 32}
     small |= {"learning_rate": 1e-4}  # twice the default, because there are few steps
-    settings = online_preset("rlhf-workflow", output_dir=str(folder / name), **(small | changes))
-    return train_online(*settings, corpus=corpus)
+    plan = workflow_preset("rlhf-workflow", output_dir=str(folder / name), **(small | changes))
+    return run_workflow(*plan, corpus=corpus)
 
 
 first = run("rounds", iterations=1)
@@ -158,11 +158,10 @@ print("chosen, rejected:", make_pair(texts, raw, penalty=0.01))
 # uses one score for both.
 
 # %%
-from rlhf_lab.online.pairing import compare, penalised_scores
-from rlhf_lab.online.settings import OnlineSettings
+from rlhf_lab.workflow.pairs import compare, penalised_scores
+from rlhf_lab.workflow.settings import PairSettings
 
-four = OnlineSettings(candidates=4, temperatures=(1.0,), length_penalty=0.01)
-(right,) = compare(penalised_scores(texts, raw, 0.01), four, seed=(0,))
+(right,) = compare(texts, penalised_scores(texts, raw, 0.01), PairSettings(), seed=(0,))
 print("chosen, rejected:", (right.better, right.worse))
 assert (right.better, right.worse) == make_pair(texts, raw, penalty=0.01)[::-1]
 
@@ -248,7 +247,7 @@ PANELS = {
 
 
 def labels(result: dict) -> list[int]:
-    return np.cumsum([row["pairs"]["pairs"] if "pairs" in row else 0 for row in result["iterations"]]).tolist()
+    return np.cumsum([row["pairs"]["pairs"] if "pairs" in row else 0 for row in result["policies"]]).tolist()
 
 
 with style():
@@ -256,13 +255,13 @@ with style():
     for ax, (title, read) in zip(axes, PANELS.items(), strict=True):
         for shift, (name, result) in enumerate(results.items()):
             method, line = STYLES[name]
-            values = [read(row) for row in result["iterations"]]
+            values = [read(row) for row in result["policies"]]
             x = [count + 2 * shift for count in labels(result)]
             ax.plot(x, [v["mean"] for v in values], line, color=method_colour(method), label=name)
             ax.vlines(x, [v["low"] for v in values], [v["high"] for v in values], color=method_colour(method))
         ax.set(title=title, xlabel="labels so far")
     label_ends(axes[-1])
-ends = {name: result["iterations"][-1] for name, result in results.items()}
+ends = {name: result["policies"][-1] for name, result in results.items()}
 told = [f"{n}: reward {e['gold']['reward']['mean']:.3f}, KL {e['kl']['mean']:.1f}" for n, e in ends.items()]
 show(
     fig,
@@ -293,26 +292,20 @@ show_table(["run", "sampled: gain over SFT", "greedy: gain", "wins", "KL", "toke
 # one the difference is taken prompt by prompt, and resampled.
 
 # %%
-from rlhf_lab.common.bootstrap import bootstrap_mean
+from rlhf_lab.common.intervals import bootstrap_mean
 
 
-def rewards(where: str, iteration: int, content: str) -> np.ndarray:
-    """Mean sampled reward of each held-out prompt; two runs share the folder, so the content says which one it is."""
-    from rlhf_lab.online.artefacts import key_of
-
-    for path in (folder / where / f"iteration-{iteration}").glob("evaluation-*"):
-        if key_of(**json.loads((path / "manifest.json").read_text())["files"]) == content:
-            sampled = [r for r in parquet.read_table(path / "data.parquet").to_pylist() if r["decoding"] == "sampled"]
-            return np.array([r["gold"] for r in sampled]).reshape(HELD_OUT, -1).mean(1)
+def rewards(name: str) -> np.ndarray:
+    """Mean sampled reward of each held-out prompt; a run's results say in which folder its last evaluation lies."""
+    place = results[name]["policies"][-1]["stages"]["evaluation"]
+    table = parquet.read_table(folder / PLACES[name] / place / "data.parquet").to_pylist()
+    return np.array([row["gold"] for row in table if row["decoding"] == "sampled"]).reshape(HELD_OUT, -1).mean(1)
 
 
-PLACES = {"offline DPO": ("offline", 1), "iterative DPO": ("rounds", ROUNDS), "VPO online": ("rounds", ROUNDS)}
-per_prompt = {
-    name: rewards(*place, results[name]["artefacts"][f"iteration-{place[1]}, evaluation"])
-    for name, place in PLACES.items()
-}
+PLACES = {"offline DPO": "offline", "iterative DPO": "rounds", "VPO online": "rounds"}
+per_prompt = {name: rewards(name) for name in PLACES}
 against = {
-    f"{a} - {b}": bootstrap_mean(per_prompt[a] - per_prompt[b])._asdict()
+    f"{a} - {b}": bootstrap_mean(per_prompt[a] - per_prompt[b])
     for a, b in [("iterative DPO", "offline DPO"), ("VPO online", "offline DPO"), ("VPO online", "iterative DPO")]
 }
 show_table(["difference", "sampled reward, 95%"], [(name, interval(value)) for name, value in against.items()])
@@ -334,7 +327,7 @@ winner.reveal(
 # that has stopped learning from what it was told.
 
 # %%
-last = {name: result["iterations"][-1]["training"] for name, result in results.items()}
+last = {name: result["policies"][-1]["training"] for name, result in results.items()}
 columns = ["rewards/accuracies", "rewards/margins", "logps/chosen_displacement", "vpo/bonus"]
 show_table(
     ["run", "accuracy", "margin", "h(chosen), nats", "bonus"],

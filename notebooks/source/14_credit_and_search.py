@@ -65,18 +65,24 @@ BETAS = {0.03: OKABE_ITO["orange"], 0.1: OKABE_ITO["blue"], 0.5: OKABE_ITO["gree
 
 # %%
 from rlhf_lab.data.docstrings import docstring_pairs
+from rlhf_lab.engine.loading import load_model, load_tokenizer
+from rlhf_lab.engine.precision import pick_device
 from rlhf_lab.objective import preset
-from rlhf_lab.summarization.candidates import choose_documents, prompt_ids, prompt_text, sample_candidates
-from rlhf_lab.summarization.pairs import make_pairs, pair_examples
-from rlhf_lab.summarize import load_model
+from rlhf_lab.workflow.candidates import sample_candidates
+from rlhf_lab.workflow.pairs import make_pairs, pair_examples
+from rlhf_lab.workflow.prompts import choose_documents, prompt_ids, prompt_text
+from rlhf_lab.workflow.settings import PairSettings
 
-sft, tokenizer, sft_path = load_model(None)
+sft = load_model("small").to(pick_device()).eval()
+tokenizer = load_tokenizer("small")
 corpus = docstring_pairs(progress=False)
 documents = choose_documents(corpus, "validation", DOCUMENTS, SEED, tokenizer, LONGEST)
 candidates = sample_candidates(sft, tokenizer, documents, n=CANDIDATES, seed=SEED)
-pairs, counts = make_pairs(candidates, label_temperature=0.05, pairs_per_prompt=2, seed=SEED)
+how = PairSettings(labels="bradley-terry", label_temperature=0.05, pairs_per_prompt=2)
+pairs, counts = make_pairs(candidates, how, seed=SEED)
 examples = pair_examples(pairs, [prompt_ids(tokenizer, document.description) for document in documents])
-print(f"{counts.pairs} comparisons, {counts.ties} ties dropped, {counts.flipped} labels against the reward")
+print(f"{counts.pairs} comparisons, {counts.ties + counts.identical} ties dropped")
+print(f"{counts.flipped} labels against the reward")
 
 # %%
 from rlhf_lab.engine.precision import bf16_speed
@@ -98,7 +104,7 @@ def tune(beta: float, examples=examples):
         disable_tqdm=True,
     )
     cached = {"cache_dir": folder / "reference"}
-    return train_preference(sft_path, tokenizer, examples, preset("dpo", beta=beta), settings, **cached)
+    return train_preference("small", tokenizer, examples, preset("dpo", beta=beta), settings, **cached)
 
 
 results = {beta: tune(beta) for beta in BETAS}
@@ -137,9 +143,10 @@ torch.testing.assert_close(by_hand, values, rtol=1e-3, atol=1e-4)
 # %%
 from IPython.display import HTML
 
-from rlhf_lab.credit.view import credit_figure, credit_html, token_texts
+from rlhf_lab.credit.view import credit_figure, credit_html
 from rlhf_lab.data.examples import Example
-from rlhf_lab.summarization.evaluation import response_log_ratios
+from rlhf_lab.data.token_view import token_texts
+from rlhf_lab.workflow.evaluation import response_log_ratios
 
 ((log_ratio,),) = response_log_ratios(policy, sft, [Example(tuple(prompt), (tuple(response),))])
 torch.testing.assert_close(float(values.sum()), BETA * log_ratio, rtol=1e-3, atol=1e-3)
@@ -212,17 +219,17 @@ with style():
     fig, ax = plt.subplots(figsize=(6.8, 3.0))
     for height, (name, auc) in enumerate(rows.items()):
         colour = OKABE_ITO["blue"] if name.startswith("credit") else OKABE_ITO["black"]
-        ax.plot([auc.low, auc.high], [-height] * 2, color=colour, linewidth=2)
-        ax.plot(auc.mean, -height, "o", color=colour)
+        ax.plot([auc["low"], auc["high"]], [-height] * 2, color=colour, linewidth=2)
+        ax.plot(auc["mean"], -height, "o", color=colour)
     ax.axvline(0.5, color=OKABE_ITO["vermillion"], linestyle="--", linewidth=1)
     ax.set_yticks([-k for k in range(len(rows))], list(rows))
     ax.set(xlabel="AUC of locating the planted error, 95% interval over documents", xlim=(0.2, 1))
-told = ", ".join(f"{name} {auc.mean:.2f} [{auc.low:.2f}, {auc.high:.2f}]" for name, auc in rows.items())
+told = ", ".join(f"{name} {auc['mean']:.2f} [{auc['low']:.2f}, {auc['high']:.2f}]" for name, auc in rows.items())
 show(fig, alt=f"AUC of locating planted errors: {told}.")
 
 # %%
 by_credit, by_surprise = found[BETA]["credit"], found[BETA]["surprise"]
-answer = 2 if by_credit.low <= 0.5 and by_surprise.low <= 0.5 else int(by_surprise.mean >= by_credit.mean)
+answer = 2 if by_credit["low"] <= 0.5 and by_surprise["low"] <= 0.5 else int(by_surprise["mean"] >= by_credit["mean"])
 locating.reveal(
     LOCATING[answer],
     "A word that does not belong is unlikely under any model of the document. What is unlikely before and after tuning "
@@ -256,7 +263,7 @@ control = {
     "new errors": locate_errors(taught, sft, tokenizer, prompts, errors, BETA)["credit"],
     "new errors, credit of the policy above": found[BETA]["credit"],
 }
-show_table(["credit's AUC on", "mean", "low", "high"], [(name, *auc) for name, auc in control.items()])
+show_table(["credit's AUC on", "mean", "low", "high"], [(name, *auc.values()) for name, auc in control.items()])
 
 # %% [markdown]
 # The first row says whether the measure can see: there the policy was told, error by error. The second says how much of

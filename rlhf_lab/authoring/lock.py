@@ -13,8 +13,9 @@ HEAD = """\
 # All versions that CI installs; made by `python -m rlhf_lab.authoring.lock` in a new environment (CONTRIBUTING.md).
 # torch: the CPU build where pip is set up to find one.
 """
-# What an environment has before anything is installed, and the project itself.
-LEFT_OUT = {"pip", "setuptools", "wheel", "rlhf-lab"}
+# What an environment has before anything is installed, and the project itself. Not setuptools: torch requires it, so
+# that its docstrings are part of the corpus.
+LEFT_OUT = {"pip", "wheel", "rlhf-lab"}
 
 
 def lock() -> str:

@@ -23,6 +23,8 @@ from pathlib import Path
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from rlhf_lab.common.markdown import markdown_table
+
 FIELDS = ("title", "shows", "needs", "time_budget_s", "objectives")
 TAGS = ("exercise", "solution", "hint")
 TABLE_BEGIN, TABLE_END = "<!-- notebooks:begin -->", "<!-- notebooks:end -->"
@@ -79,8 +81,8 @@ def _checked(values: dict, name: str) -> dict:
     if set(values) != set(FIELDS):
         raise CourseError(f"{name}: the metadata under jupyter: rlhf_lab: must be {', '.join(FIELDS)}; got {[*values]}")
     for field in ("title", "shows", "needs"):
-        if not isinstance(values[field], str) or not values[field].strip() or "|" in values[field]:
-            raise CourseError(f"{name}: {field} must be a line of text without '|', got {values[field]!r}")
+        if not isinstance(values[field], str) or not values[field].strip():
+            raise CourseError(f"{name}: {field} must be a line of text, got {values[field]!r}")
     if not values["title"].endswith("?"):
         raise CourseError(f"{name}: the title must be a question, got {values['title']!r}")
     if not isinstance(values["time_budget_s"], int | float) or values["time_budget_s"] <= 0:
@@ -108,10 +110,10 @@ def _header(values: dict) -> str:
 def readme_table(masters: Sequence[Master]) -> str:
     """The notebooks as a Markdown table, in order of their names."""
     rows = [
-        f"| [{m.name}](notebooks/{m.name}.ipynb) | {m.title} | {m.shows} | {minutes(m.time_budget_s)} |"
+        (f"[{m.name}](notebooks/{m.name}.ipynb)", m.title, m.shows, minutes(m.time_budget_s))
         for m in sorted(masters, key=lambda master: master.name)
     ]
-    return "\n".join(["| notebook | question | what you see | at most |", "|---|---|---|---|", *rows])
+    return markdown_table([("notebook", "question", "what you see", "at most"), *rows])
 
 
 def between_markers(text: str, inside: str, begin: str = TABLE_BEGIN, end: str = TABLE_END) -> str:

@@ -5,16 +5,16 @@ The studies' table stands in docs/studies/README.md, the others in the README.
 
 import argparse
 import importlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlhf_lab.authoring.masters import between_markers
 from rlhf_lab.common.assets import PACKAGE
+from rlhf_lab.common.files import read_whole
 from rlhf_lab.common.markdown import markdown_table
 from rlhf_lab.studies.report import STUDIES
-from rlhf_lab.summarization.report import HEADER, table_rows
+from rlhf_lab.workflow.report import cost_table, reward_table
 
 BENCHMARK_COLUMNS = {
     "shape": "shape",
@@ -30,12 +30,10 @@ BENCHMARK_COLUMNS = {
 
 
 def summarize_table(results: Mapping) -> str:
-    """results.json of `rlhf-lab summarize` as Markdown: a table of sampled summaries and one of greedy ones."""
-    tables = [
-        f"{decoding.capitalize()}:\n\n{markdown_table([HEADER, *table_rows(results, decoding)])}"
-        for decoding in ("sampled", "greedy")
-    ]
-    return "\n\n".join(tables)
+    """results.json of `rlhf-lab summarize` as Markdown: sampled and greedy rewards, and what they cost."""
+    tables = {name: reward_table(results, "gold", name) for name in ("sampled", "greedy")}
+    tables["what it cost"] = cost_table(results)
+    return "\n\n".join(f"{name.capitalize()}:\n\n{markdown_table(rows)}" for name, rows in tables.items())
 
 
 def benchmark_table(rows: Sequence[Mapping]) -> str:
@@ -81,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     marker, table = TABLES[options.kind]
     if options.kind != "studies" and len(options.files) > 1:
         parser.error(f"{options.kind} takes one file, got {len(options.files)}")
-    inside = table([json.loads(file.read_text(encoding="utf-8")) for file in options.files])
+    inside = table([read_whole(file, "measure it again") for file in options.files])
     text = readme.read_text(encoding="utf-8")
     new = between_markers(text, inside, f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->")
     readme.write_text(new, encoding="utf-8")

@@ -1,31 +1,68 @@
-"""Comparisons of arms as counts: wins[..., i, j] is how often i was preferred to j; all that a likelihood needs.
+"""Comparisons: the draw that decides one, and many of them as counts, wins[..., i, j] = how often i was preferred to j.
 
+    P(a > b) = sigma((r_a - r_b) / temperature)
     l(r, D) = - sum_{x,i,j} wins[x,i,j] log sigma(r(x,i) - r(x,j))       a SUM over comparisons, as in VPO's theory
 
 The size does not grow with the number of comparisons, so a thousand bandits are refitted together after every round.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rlhf_lab.bradley_terry.estimate import check_probabilities
 from rlhf_lab.objective import Objective, preference_loss
 
 
+def preference_probability(reward_a: Tensor, reward_b: Tensor, temperature: float = 1.0) -> Tensor:
+    """P(a > b) = sigma((r_a - r_b) / temperature), elementwise in [0, 1].
+
+    temperature: > 0, in units of the reward: at a difference of one temperature, a wins 73% of the time.
+    Raises ValueError if temperature is not a finite number above 0. Source: Bradley and Terry (1952).
+    """
+    if not 0.0 < temperature < math.inf:
+        raise ValueError(f"temperature={temperature}: must be finite and above 0; for noiseless labels take the larger")
+    return torch.sigmoid((torch.as_tensor(reward_a) - torch.as_tensor(reward_b)) / temperature)
+
+
+def sample_preferences(
+    reward_a: Tensor, reward_b: Tensor, temperature: float = 1.0, *, generator: torch.Generator | None = None
+) -> Tensor:
+    """True where a is preferred: one Bernoulli draw of P(a > b) per element, bool, from `generator`.
+
+    Raises ValueError where P(a > b) is not a number, since any draw would then count as a loss of a.
+    """
+    probability = preference_probability(reward_a, reward_b, temperature)
+    if bool(probability.isnan().any()):
+        raise ValueError("rewards: a difference is not a number (nan, or two equal infinities); nobody wins there")
+    return torch.rand(probability.shape, generator=generator, dtype=probability.dtype) < probability
+
+
+def preference_matrix(rewards: Tensor) -> Tensor:
+    """P(i > j) of every two arms, [..., K, K] from rewards [..., K]; 1/2 on the diagonal."""
+    return preference_probability(rewards.unsqueeze(-1), rewards.unsqueeze(-2))
+
+
 def draw_arms(logps: Tensor, generator: torch.Generator, num: int | None = None) -> Tensor:
-    """`num` independent arms per context from pi [..., K], int64 [..., num]; without `num` one, [...]."""
+    """`num` independent arms per context from pi [..., K], int64 [..., num]; without `num` one, [...].
+
+    Raises ValueError if num < 1.
+    """
+    if num is not None and num < 1:
+        raise ValueError(f"num={num}: at least one arm is drawn")
     flat = logps.exp().reshape(-1, logps.shape[-1])
     arms = torch.multinomial(flat, num or 1, replacement=True, generator=generator)
     return arms.squeeze(-1).reshape(logps.shape[:-1]) if num is None else arms.reshape(*logps.shape[:-1], num)
 
 
 def draw_wins(rewards: Tensor, first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
-    """True where `first` beats `second`: one Bradley-Terry draw at temperature 1 each.
+    """True where arm `first` beats arm `second`: `sample_preferences` of their rewards, at temperature 1.
 
     rewards: [..., K]. first, second: int64 [..., N], arms of the same contexts. Returns bool [..., N].
     """
-    margins = rewards.gather(-1, first) - rewards.gather(-1, second)
-    return torch.rand(margins.shape, generator=generator, dtype=margins.dtype) < torch.sigmoid(margins)
+    return sample_preferences(rewards.gather(-1, first), rewards.gather(-1, second), generator=generator)
 
 
 def count_wins(winners: Tensor, losers: Tensor, arms: int) -> Tensor:
@@ -37,6 +74,14 @@ def count_wins(winners: Tensor, losers: Tensor, arms: int) -> Tensor:
     return wins * (1 - torch.eye(arms, dtype=wins.dtype))
 
 
+def num_comparisons(wins: Tensor) -> Tensor:
+    """N of each seed, [S], from wins [S, X, K, K]. Raises ValueError if a seed has none."""
+    counts = wins.sum((-3, -2, -1))
+    if not bool((counts > 0).all()):
+        raise ValueError(f"wins: seed {int((counts <= 0).nonzero()[0])} has no comparison (N = 0); each needs one")
+    return counts
+
+
 def labelled_pairs(rewards: Tensor, first_logps: Tensor, second_logps: Tensor) -> Tensor:
     """Share of every (chosen, rejected) pair when y ~ first, y' ~ second and Bradley-Terry labels, [..., K, K].
 
@@ -44,20 +89,21 @@ def labelled_pairs(rewards: Tensor, first_logps: Tensor, second_logps: Tensor) -
     the sum is 1 - P(y = y').
     """
     both = first_logps.exp().unsqueeze(-1) * second_logps.exp().unsqueeze(-2)
-    wins = torch.sigmoid(rewards.unsqueeze(-1) - rewards.unsqueeze(-2)) * (both + both.mT)
+    wins = preference_matrix(rewards) * (both + both.mT)
     return wins * (1 - torch.eye(rewards.shape[-1], dtype=wins.dtype))
 
 
 def draw_pairs(shares: Tensor, num: int, generator: torch.Generator) -> Tensor:
     """`num` comparisons per context drawn from the shares of (chosen, rejected) pairs, counted, [..., K, K].
 
-    shares: [..., K, K], not negative, as from `labelled_pairs`; they need not sum to 1. Raises ValueError if num < 1.
+    shares: [..., K, K], not negative, as from `labelled_pairs`; they need not sum to 1. The counts are float64 whatever
+    the shares are: float32 cannot count beyond 2^24. Raises ValueError if num < 1.
     """
     if num < 1:
         raise ValueError(f"num={num}: at least 1 comparison is needed")
     drawn = torch.multinomial(shares.flatten(0, -3).flatten(1), num, replacement=True, generator=generator)
-    counts = torch.zeros_like(shares).flatten(0, -3).flatten(1)
-    return counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=shares.dtype)).view(shares.shape)
+    counts = torch.zeros_like(shares, dtype=torch.float64).flatten(0, -3).flatten(1)
+    return counts.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=counts.dtype)).view(shares.shape)
 
 
 def nll(rewards: Tensor, wins: Tensor) -> Tensor:
@@ -68,13 +114,13 @@ def nll(rewards: Tensor, wins: Tensor) -> Tensor:
 
 def nll_gradient(rewards: Tensor, wins: Tensor) -> Tensor:
     """dl/dr(x,k) = sum_j wins[j,k] sigma(r_k - r_j) - wins[k,j] sigma(r_j - r_k), [..., X, K]."""
-    beaten = torch.sigmoid(rewards.unsqueeze(-1) - rewards.unsqueeze(-2))
+    beaten = preference_matrix(rewards)
     return (wins.mT * beaten - wins * beaten.mT).sum(-1)
 
 
 def nll_hessian(rewards: Tensor, wins: Tensor) -> Tensor:
     """d2l/dr2 = diag(row sums of W) - W with W = (wins + wins^T) sigma sigma', a graph Laplacian, [..., X, K, K]."""
-    beaten = torch.sigmoid(rewards.unsqueeze(-1) - rewards.unsqueeze(-2))
+    beaten = preference_matrix(rewards)
     curvature = (wins + wins.mT) * beaten * beaten.mT
     return torch.diag_embed(curvature.sum(-1)) - curvature
 
@@ -98,6 +144,7 @@ def counted_loss(
     if objective.needs_calibration:
         if calibration_logps is None:
             raise ValueError(f"calibration={objective.calibration!r} needs `calibration_logps`, pi_cal over the arms")
+        check_probabilities("calibration_logps", calibration_logps.exp())
         for name, values in {"calibration_logps": logps, "ref_calibration_logps": ref_logps}.items():
             mean = (calibration_logps.exp() * values).sum(-1)[..., None, None]
             calibration[name] = mean.expand(wins.shape).reshape(-1)

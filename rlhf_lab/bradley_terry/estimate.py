@@ -61,7 +61,11 @@ class Estimate:
         return self.differences - margin, self.differences + margin
 
     def calibrated(self, pi_cal: Tensor) -> "Estimate":
-        """The same fit in the gauge of another pi_cal [K]."""
+        """The same fit in the gauge of another pi_cal [K], a distribution; zeros are fine.
+
+        G = I - 1 pi_cal^T forgets the shift (G 1 = 0) only if pi_cal sums to 1. Raises ValueError otherwise.
+        """
+        pi_cal = checked_pi_cal(pi_cal, self.rewards.shape[-1])
         rewards, covariance = in_gauge(self.rewards, self.covariance, pi_cal)
         return replace(self, rewards=rewards, covariance=covariance, pi_cal=pi_cal)
 
@@ -78,6 +82,17 @@ def check_distribution(name: str, probabilities: Tensor, size: int) -> None:
         raise ValueError(f"{name} of shape {tuple(probabilities.shape)}: ({size},) is needed")
     if not (bool((probabilities >= 0).all()) and abs(float(probabilities.sum()) - 1) <= 1e-8):  # also refuses nan
         raise ValueError(f"{name}={probabilities.tolist()}: must not be negative and must sum to 1")
+
+
+def check_probabilities(name: str, probabilities: Tensor) -> None:
+    """Raises ValueError unless each row of `probabilities` [..., K] is not negative and sums to 1."""
+    total = probabilities.sum(-1)
+    bad = ~((total - 1).abs() <= 1e-5) | ~(probabilities >= 0).all(-1)  # written so that nan is bad
+    if bool(bad.any()):
+        raise ValueError(
+            f"{name}: {int(bad.sum())} of {bad.numel()} rows are no distribution (the first sums to "
+            f"{float(total[bad][0]):.6g}); every row must sum to 1: normalise it, or apply log_softmax to log-probs"
+        )
 
 
 def checked_pi_cal(pi_cal: Tensor | None, items: int) -> Tensor:
@@ -107,6 +122,27 @@ def pinned(information: Tensor) -> Tensor:
     """F + s 1 1^T / K, s = mean diagonal of F: invertible, and G (.)^-1 G^T = G F^+ G^T, because G 1 = 0."""
     size = information.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     return information + size / information.shape[-1]
+
+
+def inverse_information(information: Tensor) -> Tensor:
+    """F^-1, [..., P, P], of a positive definite (pinned) F. Raises ValueError where rounding would decide."""
+    check_conditioned(information)
+    return torch.linalg.inv(information)
+
+
+def check_conditioned(information: Tensor) -> None:
+    """Raises ValueError if float64 cannot tell F [..., P, P] from a singular one.
+
+    The smallest eigenvalue of F scaled to a diagonal of ones is what an error of 1e-16 is compared with: the units of
+    the parameters do not matter, but 1e15 comparisons on both sides of a pair that met four times do.
+    """
+    scale = information.diagonal(dim1=-2, dim2=-1).sqrt()
+    least = torch.linalg.eigvalsh(information / (scale.unsqueeze(-1) * scale.unsqueeze(-2)))[..., 0]
+    if not bool((least > 1e-13).all()):  # nan, too
+        raise ValueError(
+            "wins: the counts differ by more than 13 orders of magnitude, so that rounding of the large ones hides "
+            "what the small ones tell; fit them apart, divide the large ones, or set ridge"
+        )
 
 
 def _variances(covariance: Tensor) -> Tensor:

@@ -13,9 +13,16 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.bradley_terry.comparisons import nll_gradient, nll_hessian
-from rlhf_lab.bradley_terry.estimate import Estimate, checked_pi_cal, checked_ridge, in_gauge
+from rlhf_lab.bradley_terry.estimate import (
+    Estimate,
+    check_conditioned,
+    checked_pi_cal,
+    checked_ridge,
+    in_gauge,
+    inverse_information,
+)
 from rlhf_lab.bradley_terry.model import checked_wins, log_likelihood
-from rlhf_lab.bradley_terry.newton import minimise
+from rlhf_lab.bradley_terry.newton import check_converged, minimise
 
 
 @dataclass(frozen=True)
@@ -49,30 +56,40 @@ def fit_linear(
     """
     wins, ridge, features = checked_wins(wins), checked_ridge(ridge), _checked_features(features, wins)
     pi_cal = checked_pi_cal(pi_cal, wins.shape[-1])
-    design = _design(features, wins)
     if ridge == 0:
-        _check_identified(design, names)
-    penalty = ridge * torch.eye(features.shape[-1], dtype=features.dtype)
-
-    def rewards_of(theta: Tensor) -> Tensor:
-        return (features @ theta.unsqueeze(-1)).squeeze(-1)
-
-    def loss(theta: Tensor) -> Tensor:
-        return ridge / 2 * theta.square().sum(-1) - log_likelihood(rewards_of(theta), wins)
-
-    def derivatives(theta: Tensor) -> tuple[Tensor, Tensor]:
-        rewards = rewards_of(theta)
-        gradient = (features.mT @ nll_gradient(rewards, wins).unsqueeze(-1)).squeeze(-1)
-        return gradient + ridge * theta, features.mT @ nll_hessian(rewards, wins) @ features + penalty
-
-    size = design.diagonal(dim1=-2, dim2=-1).amax(-1).sqrt() * wins.sum((-2, -1)).sqrt()
-    found = minimise(loss, derivatives, torch.zeros_like(features[..., 0, :]), size)
-    if ridge == 0:
-        _check_not_separable(found.hessian, design, names)
-    covariance = torch.linalg.inv(found.hessian)
-    rewards, spread = in_gauge(rewards_of(found.parameters), features @ covariance @ features.mT, pi_cal)
+        _check_identified(_design(features, (wins > 0).to(wins.dtype)), names)
+    theta, information = _fit(features, wins, ridge, names)
+    covariance = inverse_information(information)
+    rewards = (features @ theta.unsqueeze(-1)).squeeze(-1)
+    rewards, spread = in_gauge(rewards, features @ covariance @ features.mT, pi_cal)
     estimate = Estimate(rewards, spread, pi_cal, log_likelihood(rewards, wins), ridge, features.shape[-1])
-    return LinearFit(found.parameters, covariance, estimate)
+    return LinearFit(theta, covariance, estimate)
+
+
+def _fit(features: Tensor, wins: Tensor, ridge: float, names: Sequence[str] | None) -> tuple[Tensor, Tensor]:
+    """theta [..., d] and the information there [..., d, d], by Newton."""
+    phi, counts = features.reshape(-1, *features.shape[-2:]), wins.reshape(-1, *wins.shape[-2:])  # [B, K, d], [B, K, K]
+    penalty = ridge * torch.eye(phi.shape[-1], dtype=phi.dtype)
+
+    def rewards_of(theta: Tensor, rows: Tensor) -> Tensor:
+        return (phi[rows] @ theta.unsqueeze(-1)).squeeze(-1)
+
+    def problem(theta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rewards, here = rewards_of(theta, rows), phi[rows]
+        loss = ridge / 2 * theta.square().sum(-1) - log_likelihood(rewards, counts[rows])
+        gradient = (here.mT @ nll_gradient(rewards, counts[rows]).unsqueeze(-1)).squeeze(-1)
+        return loss, gradient + ridge * theta, here.mT @ nll_hessian(rewards, counts[rows]) @ here + penalty
+
+    def size(step: Tensor, rows: Tensor) -> Tensor:
+        return rewards_of(step, rows).abs().amax(-1)
+
+    found = minimise(problem, torch.zeros_like(phi[:, 0]), size=size)
+    information = problem(found.x, torch.arange(len(phi)))[2]
+    if ridge == 0:
+        _check_not_separable(information, _design(phi, counts), names)
+    check_converged(found)
+    shape = features.shape[:-2]
+    return found.x.view(*shape, -1), information.view(*shape, *penalty.shape)
 
 
 def _design(features: Tensor, wins: Tensor) -> Tensor:
@@ -102,7 +119,8 @@ def _check_identified(design: Tensor, names: Sequence[str] | None) -> None:
 
 
 def _check_not_separable(information: Tensor, design: Tensor, names: Sequence[str] | None) -> None:
-    """Newton stops on separable data too: far out, where no information is left along the separating direction."""
+    """Newton goes far out on separable data, where no information is left along the separating direction."""
+    check_conditioned(design)
     root = torch.linalg.inv(torch.linalg.cholesky(design))
     shares, vectors = torch.linalg.eigh(root @ information @ root.mT)  # p (1 - p), averaged along each direction
     lost = shares[..., 0].flatten() <= 1e-7

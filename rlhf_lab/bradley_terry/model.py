@@ -1,45 +1,21 @@
-"""Bradley-Terry: a comparison is won with a probability that depends on the difference of two rewards only.
-
-P(a > b) = sigma((r_a - r_b) / temperature)
-"""
+"""Win matrices of items: drawn, counted from lists, checked, and their likelihood."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from rlhf_lab.bradley_terry.comparisons import count_wins, nll
-
-
-def preference_probability(reward_a: Tensor, reward_b: Tensor, temperature: float = 1.0) -> Tensor:
-    """P(a > b) = sigma((r_a - r_b) / temperature), elementwise in [0, 1].
-
-    temperature: > 0, in units of the reward: at a difference of one temperature, a wins 73% of the time.
-    Raises ValueError if temperature is not a finite number above 0. Source: Bradley and Terry (1952).
-    """
-    if not 0.0 < temperature < math.inf:
-        raise ValueError(f"temperature={temperature}: must be finite and above 0; for noiseless labels take the larger")
-    return torch.sigmoid((torch.as_tensor(reward_a) - torch.as_tensor(reward_b)) / temperature)
-
-
-def sample_preferences(
-    reward_a: Tensor, reward_b: Tensor, temperature: float = 1.0, *, generator: torch.Generator | None = None
-) -> Tensor:
-    """True where a is preferred: one Bernoulli draw of P(a > b) per element, bool, from `generator`."""
-    probability = preference_probability(reward_a, reward_b, temperature)
-    return torch.rand(probability.shape, generator=generator, dtype=probability.dtype) < probability
+from rlhf_lab.bradley_terry.comparisons import count_wins, nll, preference_matrix
 
 
 def sample_wins(rewards: Tensor, comparisons: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """wins [..., K, K] ~ Binomial(comparisons, sigma(r_i - r_j)) for i < j; wins + wins^T = comparisons.
 
-    rewards: [..., K]. comparisons: [..., K, K], how often i and j meet: symmetric, not negative, zero diagonal.
+    rewards: [..., K], finite. comparisons: [..., K, K], how often i and j meet: whole numbers, symmetric, not negative,
+    zero diagonal. The wins are float64 whatever the rewards are: float32 cannot count beyond 2^24.
     """
-    _check_counts("comparisons", comparisons)
-    if not torch.equal(comparisons, comparisons.mT):
-        raise ValueError("comparisons: must be symmetric, entry [i, j] says how often i and j meet")
-    probability = preference_probability(rewards.unsqueeze(-1), rewards.unsqueeze(-2))
-    comparisons, probability = torch.broadcast_tensors(comparisons.to(probability.dtype), probability)
+    comparisons, rewards = checked_meetings(comparisons), checked_rewards(rewards)
+    comparisons, probability = torch.broadcast_tensors(comparisons, preference_matrix(rewards))
     upper = torch.binomial(comparisons.contiguous(), probability.contiguous(), generator=generator).triu(1)
     return upper + (comparisons.triu(1) - upper).mT
 
@@ -73,6 +49,28 @@ def checked_wins(wins: Tensor) -> Tensor:
     if bool((wins.sum((-2, -1)) == 0).any()):
         raise ValueError("wins: N = 0, there is no comparison (in some matrix of the batch); at least one is needed")
     return wins
+
+
+def checked_meetings(comparisons: Tensor) -> Tensor:
+    """How often i and j meet, in float64. Raises ValueError unless [..., K, K], whole, symmetric, >= 0, diagonal 0.
+
+    What a draw cannot take: torch.binomial never returns from a count that is not a number.
+    """
+    comparisons = _check_counts("comparisons", comparisons)
+    if bool((comparisons != comparisons.round()).any()):
+        broken = float(comparisons[comparisons != comparisons.round()][0])
+        raise ValueError(f"comparisons: has the entry {broken:g}; two items meet a whole number of times")
+    if not torch.equal(comparisons, comparisons.mT):
+        raise ValueError("comparisons: must be symmetric, entry [i, j] says how often i and j meet")
+    return comparisons
+
+
+def checked_rewards(rewards: Tensor) -> Tensor:
+    """rewards in float64, [..., K]. Raises ValueError unless every entry is finite."""
+    rewards = torch.as_tensor(rewards, dtype=torch.float64)
+    if not bool(torch.isfinite(rewards).all()):
+        raise ValueError(f"rewards: has the entry {float(rewards[~torch.isfinite(rewards)][0])}; all must be finite")
+    return rewards
 
 
 def _check_counts(name: str, counts: Tensor) -> Tensor:

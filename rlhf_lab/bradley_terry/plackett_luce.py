@@ -11,8 +11,16 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.bradley_terry.connectivity import check_connected
-from rlhf_lab.bradley_terry.estimate import Estimate, checked_pi_cal, checked_ridge, in_gauge, pinned
-from rlhf_lab.bradley_terry.newton import minimise
+from rlhf_lab.bradley_terry.estimate import (
+    Estimate,
+    checked_pi_cal,
+    checked_ridge,
+    in_gauge,
+    inverse_information,
+    pinned,
+)
+from rlhf_lab.bradley_terry.model import checked_rewards
+from rlhf_lab.bradley_terry.newton import check_converged, minimise
 
 
 def sample_rankings(
@@ -20,8 +28,9 @@ def sample_rankings(
 ) -> Tensor:
     """`num` rankings, best first, int64 [..., num, L]: sort r + Gumbel noise; L < K keeps the top L.
 
-    rewards: [..., K]. Raises ValueError unless num >= 1 and 1 <= L <= K.
+    rewards: [..., K], finite. Raises ValueError unless num >= 1 and 1 <= L <= K.
     """
+    rewards = checked_rewards(rewards)
     items = rewards.shape[-1]
     length = items if length is None else length
     if num < 1 or not 1 <= length <= items:
@@ -60,17 +69,21 @@ def fit_rankings(
         check_connected(_implied_wins(chosen, left), names)
     eye = torch.eye(items, dtype=torch.float64)
 
-    def loss(rewards: Tensor) -> Tensor:
-        return ridge / 2 * rewards.square().sum(-1) - _log_likelihood(rewards, chosen, left)
+    batch = [part.reshape(-1, *part.shape[-3:]) for part in (chosen, left)]  # [B, N, L, K] each
 
-    def derivatives(rewards: Tensor) -> tuple[Tensor, Tensor]:
-        p = _stage_probabilities(rewards, left)
-        gradient = (p - chosen).sum((-3, -2)) + ridge * rewards
-        hessian = torch.diag_embed(p.sum((-3, -2))) - torch.einsum("...nli,...nlj->...ij", p, p)
-        return gradient, pinned(hessian + ridge * eye)
+    def problem(rewards: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        took, rest = (part[rows] for part in batch)
+        p = _stage_probabilities(rewards, rest)
+        gradient = (p - took).sum((-3, -2)) + ridge * rewards
+        hessian = torch.diag_embed(p.sum((-3, -2))) - torch.einsum("bnli,bnlj->bij", p, p)
+        loss = ridge / 2 * rewards.square().sum(-1) - _log_likelihood(rewards, took, rest)
+        return loss, gradient, pinned(hessian + ridge * eye)
 
-    found = minimise(loss, derivatives, torch.zeros_like(chosen[..., 0, 0, :]), chosen.sum((-3, -2, -1)))
-    rewards, covariance = in_gauge(found.parameters, torch.linalg.inv(found.hessian), pi_cal)
+    found = minimise(problem, torch.zeros_like(batch[0][:, 0, 0]))
+    check_converged(found, "rankings")
+    hessian = problem(found.x, torch.arange(len(found.x)))[2].view(*chosen.shape[:-3], items, items)
+    x = found.x.view(*chosen.shape[:-3], items)
+    rewards, covariance = in_gauge(x, inverse_information(hessian), pi_cal)
     return Estimate(rewards, covariance, pi_cal, _log_likelihood(rewards, chosen, left), ridge, items - 1)
 
 

@@ -7,16 +7,18 @@ is Bradley-Terry with the same rewards, so that "ignore the ties" and "model the
 is an exponential family, concave in (r, log nu) together, whose statistics are a win = 1, a tie = 1/2 to each.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from rlhf_lab.bradley_terry.comparisons import preference_matrix
 from rlhf_lab.bradley_terry.connectivity import check_connected
-from rlhf_lab.bradley_terry.estimate import Estimate, checked_pi_cal, in_gauge, pinned
-from rlhf_lab.bradley_terry.model import checked_wins
-from rlhf_lab.bradley_terry.newton import minimise
+from rlhf_lab.bradley_terry.estimate import Estimate, checked_pi_cal, in_gauge, inverse_information, pinned
+from rlhf_lab.bradley_terry.model import checked_meetings, checked_rewards, checked_wins
+from rlhf_lab.bradley_terry.newton import check_converged, minimise
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,19 @@ def tie_probabilities(reward_a: Tensor, reward_b: Tensor, log_nu: Tensor | float
 def sample_ties(
     rewards: Tensor, log_nu: float, comparisons: Tensor, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(wins, ties), [..., K, K] each, of `comparisons` [..., K, K] (symmetric) meetings; ties is symmetric."""
-    p = tie_probabilities(rewards.unsqueeze(-1), rewards.unsqueeze(-2), log_nu)
-    comparisons = comparisons.to(p.dtype).expand(p.shape[:-1]).triu(1).contiguous()
-    tied = torch.binomial(comparisons, p[..., 1].contiguous(), generator=generator)
-    first = torch.binomial(comparisons - tied, (p[..., 0] / (1 - p[..., 1])).contiguous(), generator=generator)
+    """(wins, ties), float64 [..., K, K] each, of so many meetings; ties is symmetric.
+
+    rewards: [..., K], finite. log_nu: a number; -inf is no ties at all. comparisons: as for `sample_wins`.
+    """
+    comparisons, rewards = checked_meetings(comparisons), checked_rewards(rewards)
+    if not log_nu < math.inf:  # nan, too
+        raise ValueError(f"log_nu={log_nu}: must be a number below infinity, at which every comparison is a tie")
+    tie = tie_probabilities(rewards.unsqueeze(-1), rewards.unsqueeze(-2), log_nu)[..., 1]
+    comparisons, tie = torch.broadcast_tensors(comparisons.triu(1), tie)
+    tied = torch.binomial(comparisons.contiguous(), tie.contiguous(), generator=generator)
+    # Given that somebody won, Davidson is Bradley-Terry; the ratio P(a > b) / (1 - P(tie)) would be 0/0 at large nu.
+    win = preference_matrix(rewards).expand(tied.shape).contiguous()
+    first = torch.binomial(comparisons - tied, win, generator=generator)
     return first + (comparisons - tied - first).mT, tied + tied.mT
 
 
@@ -68,26 +78,32 @@ def fit_ties(wins: Tensor, ties: Tensor, *, pi_cal: Tensor | None = None, names:
     _check_bounded(wins, ties)
     pi_cal = checked_pi_cal(pi_cal, wins.shape[-1])
 
-    def loss(x: Tensor) -> Tensor:
-        return -tie_log_likelihood(x[..., :-1], x[..., -1], wins, ties)
+    size = wins.shape[-1] + 1
+    batch = [counts.reshape(-1, *counts.shape[-2:]) for counts in (wins, ties)]  # [B, K, K] each
 
-    def derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
-        return _derivatives(x[..., :-1], x[..., -1], wins, ties)
+    def problem(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        here = (x[:, :-1], x[:, -1], *(counts[rows] for counts in batch))
+        return -tie_log_likelihood(*here), *_derivatives(*here)
 
-    start = torch.zeros(*wins.shape[:-2], wins.shape[-1] + 1, dtype=wins.dtype)
-    found = minimise(loss, derivatives, start, (wins + ties / 2).sum((-2, -1)))
-    covariance = torch.linalg.inv(found.hessian)
-    rewards, reward_covariance = in_gauge(found.parameters[..., :-1], covariance[..., :-1, :-1], pi_cal)
-    estimate = Estimate(rewards, reward_covariance, pi_cal, -found.loss, 0.0, wins.shape[-1])
-    return TieFit(estimate, found.parameters[..., -1], covariance[..., -1, -1].sqrt())
+    found = minimise(problem, torch.zeros(len(batch[0]), size, dtype=wins.dtype))
+    check_converged(found, "wins, ties")
+    hessian = problem(found.x, torch.arange(len(found.x)))[2]
+    covariance = inverse_information(hessian).view(*wins.shape[:-2], size, size)
+    x = found.x.view(*wins.shape[:-2], size)
+    rewards, reward_covariance = in_gauge(x[..., :-1], covariance[..., :-1, :-1], pi_cal)
+    estimate = Estimate(rewards, reward_covariance, pi_cal, -found.value.view(wins.shape[:-2]), 0.0, wins.shape[-1])
+    return TieFit(estimate, x[..., -1], covariance[..., -1, -1].sqrt())
 
 
 def _derivatives(rewards: Tensor, log_nu: Tensor, wins: Tensor, ties: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient and Hessian of the negative log-likelihood: expected minus observed statistics, and their covariance."""
     win, tie, loss = tie_probabilities(rewards.unsqueeze(-1), rewards.unsqueeze(-2), log_nu[..., None, None]).unbind(-1)
     met = wins + wins.mT + ties
-    by_reward = 0.5 * (met * (win - loss) - (wins - wins.mT)).sum(-1)
-    by_tie = 0.5 * (met * tie - ties).sum((-2, -1))
+    # met P(win) - wins and met P(tie) - ties, without the difference of two large numbers; and exactly antisymmetric,
+    # so that the rounding of a pair that met 1e12 times stays between its two items.
+    too_many = (wins.mT + ties) * win - wins * (tie + loss)
+    by_reward = 0.5 * (too_many - too_many.mT).sum(-1)
+    by_tie = 0.5 * ((wins + wins.mT) * tie - ties * (win + loss)).sum((-2, -1))
     spread = 0.25 * met * (win + loss - (win - loss).square())  # variance of (win - loss)/2
     laplacian = pinned(torch.diag_embed(spread.sum(-1)) - spread)
     across = -0.5 * (met * (win - loss) * tie).sum(-1, keepdim=True)

@@ -18,7 +18,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "summarize": Command("the main job: a small model becomes a better summariser", "rlhf_lab.summarize"),
+    "summarize": Command("the main job: a small model becomes a better summariser", "rlhf_lab.commands.summarize"),
     "study": Command(
         "a question about the methods, answered with intervals in exact worlds", "rlhf_lab.commands.study"
     ),

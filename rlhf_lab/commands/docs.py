@@ -5,7 +5,7 @@ import random
 import textwrap
 from collections import Counter
 
-from rlhf_lab.data.docstrings import SPLITS, read_corpus
+from rlhf_lab.data.docstrings import SHIPPED_CORPUS, SPLITS, corpus_fingerprint, read_corpus
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,9 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Print the counts, and examples if asked; the first call harvests, later ones read the cache."""
     pairs, files, skipped = read_corpus(args.cache_dir)
+    fingerprint = corpus_fingerprint(pairs)
     counts = Counter(pair.split for pair in pairs)
     print(f"{len(pairs):,} pairs: " + ", ".join(f"{counts[split]:,} {split}" for split in SPLITS))
     print(f"from {files:,} source files, {skipped:,} of them skipped because they cannot be parsed")
+    whose = "that of the published numbers" if fingerprint == SHIPPED_CORPUS else "not that of the published numbers"
+    print(f"fingerprint {fingerprint}, {whose}")
     sources = Counter(pair.source for pair in pairs).most_common(12)
     print("most from: " + ", ".join(f"{source} {count:,}" for source, count in sources))
     chosen = [pair for pair in pairs if args.split in (None, pair.split)]

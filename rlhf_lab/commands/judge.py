@@ -3,6 +3,7 @@
 import argparse
 
 from rlhf_lab.common.arguments import add_fields, build, read_values
+from rlhf_lab.common.intervals import few_groups
 from rlhf_lab.judges.cross_validation import JudgeSettings, judge
 
 
@@ -18,6 +19,6 @@ def main(arguments: argparse.Namespace) -> None:
     result = judge(settings)
     for name in ("accuracy", result["report"]["length_rule"], "gain_over_length"):
         value = result["report"][name]
-        print(f"  {name:<16} {value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
+        print(f"  {name:<16} {value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}{few_groups(value)}]")
     print(f"  by seed          {', '.join(f'{value:.3f}' for value in result['accuracy_by_seed'].values())}")
     print(f"In {settings.out}: report.json, report.png. {result['seconds']:.0f} s.")

@@ -1,38 +1,27 @@
-"""`rlhf-lab train online`."""
+"""`rlhf-lab train online`: the online loop, by a published preset any of whose settings a flag changes."""
 
 import argparse
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Literal
 
-from rlhf_lab.common.arguments import add_fields, read_values
-from rlhf_lab.objective import PRESETS as OBJECTIVES
-from rlhf_lab.objective import Objective
-from rlhf_lab.online.loop import train_online
-from rlhf_lab.online.settings import PRESETS, OnlineSettings, OnlineTraining, online_preset
+from rlhf_lab.commands.workflow import add_workflow_fields, run
+
+PRESET = "rlhf-workflow"
 
 
 @dataclass(frozen=True)
 class OnlineArguments:
-    """preset: a published loop, any of whose settings a flag changes. objective: another preset of the loss in it."""
+    """Which published loop."""
 
-    preset: str = "rlhf-workflow"
-    objective: str | None = None
-
-
-CLASSES = (OnlineArguments, OnlineSettings, Objective, OnlineTraining)
+    preset: Literal["rlhf-workflow", "vpo-online", "xpo", "dpo-iterative", "summarize"] = PRESET
+    """a published loop; every other flag changes it"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A flag for every field of OnlineArguments, OnlineSettings, Objective and OnlineTraining."""
-    documented = "\n\n".join(f"{cls.__name__}: {cls.__doc__}" for cls in CLASSES)
-    parser.epilog = f"presets: {', '.join(PRESETS)}\nobjectives: {', '.join(OBJECTIVES)}\n\n{documented}"
-    add_fields(parser, *CLASSES)
+    """A flag for the preset and for every setting of the workflow."""
+    add_workflow_fields(parser, PRESET, OnlineArguments)
 
 
 def main(args: argparse.Namespace) -> None:
-    """The preset with the given flags and YAML settings, then `train_online`."""
-    values = read_values(args, *CLASSES)
-    name = values.pop("preset", fields(OnlineArguments)[0].default)
-    run = online_preset(name, **values)
-    print("\n".join(map(str, run)))
-    train_online(*run)
-    print(f"In {run.training.output_dir}: report.md, figure.png, metrics.json, and every stage under iteration-N.")
+    """The loop; raises ValueError that names what is wrong."""
+    run(args, PRESET, OnlineArguments)

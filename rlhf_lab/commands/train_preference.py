@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import dataclass
 
-from rlhf_lab.commands.training import DataArguments, announce_defaults, load_examples, report
+from rlhf_lab.commands.training import DataArguments, announce_defaults, load_examples, report, report_rulers
 from rlhf_lab.common.arguments import add_fields, build, pick, read_values
 from rlhf_lab.common.files import PathText
 from rlhf_lab.data.records import load_preferences
@@ -47,7 +47,10 @@ def main(args: argparse.Namespace) -> None:
     refuse_model_folder(settings.output_dir, data.model_name_or_path, data.reference)
     model, tokenizer = load_model(data.model_name_or_path), load_tokenizer(data.model_name_or_path)
     max_length = choose_max_length(model, data.max_length)
-    examples, eval_examples = load_examples(data, tokenizer, max_length, load_preferences, tokenize_preferences)
+    examples, eval_examples, facts = load_examples(data, tokenizer, max_length, load_preferences, tokenize_preferences)
     options = {"eval_examples": eval_examples, "reference": data.reference, "cache_dir": data.cache_dir}
     announce_defaults(settings, "preference", model)
-    report(train_preference(model, tokenizer, examples, objective, settings, **options))
+    result = train_preference(model, tokenizer, examples, objective, settings, **options)
+    report(result, facts)
+    if eval_examples:
+        report_rulers(result.metrics["eval_rewards/accuracies"], eval_examples)

@@ -28,6 +28,6 @@ def main(args: argparse.Namespace) -> None:
     refuse_model_folder(settings.output_dir, data.model_name_or_path)
     model, tokenizer = load_model(data.model_name_or_path), load_tokenizer(data.model_name_or_path)
     max_length = choose_max_length(model, data.max_length)
-    examples, eval_examples = load_examples(data, tokenizer, max_length, load_sft, tokenize_sft)
+    examples, eval_examples, facts = load_examples(data, tokenizer, max_length, load_sft, tokenize_sft)
     announce_defaults(settings, "sft", model)
-    report(train_sft(model, tokenizer, examples, settings, eval_examples=eval_examples))
+    report(train_sft(model, tokenizer, examples, settings, eval_examples=eval_examples), facts)

@@ -1,13 +1,19 @@
 """What `rlhf-lab train sft` and `rlhf-lab train preference` share: model, tokenizer, data, and the closing words."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from torch import nn
 
-from rlhf_lab.common.files import PathText
+from rlhf_lab.common.files import PathText, write_atomically
+from rlhf_lab.common.intervals import number
 from rlhf_lab.data.examples import Example
+from rlhf_lab.data.truncation import LongPrompts
+from rlhf_lab.judges.report import length_rules
 from rlhf_lab.training.defaults import Task, defaults_taken
 from rlhf_lab.training.loop import TrainingResult
 from rlhf_lab.training.settings import TrainingSettings
@@ -21,6 +27,11 @@ class DataArguments:
     columns: where the standard columns come from, "chosen=better,rejected=worse", or the id of a data set of the same
     layout. eval_split: which split of a saved data set --eval_file means, if it is a directory of several.
     max_length: tokens of prompt plus any one response; default: 1024, or the model's context if shorter.
+    max_prompt_length, max_response_length: a prompt keeps its end, a response its beginning.
+    long_prompts: what becomes of prompts of more than max_prompt_length tokens or, without that, of max_length or more:
+    refuse the file, truncate (BOS and the prompt's end stay, half of max_length or more), or drop the row and count it.
+    Default: truncate if max_prompt_length is given, else refuse. Prompts that fit alone, but not with their response,
+    are always cut at the start, down to half of max_length, and counted.
     drop_invalid: leave out rows that cannot be used, and report them, instead of refusing the file.
     """
 
@@ -34,6 +45,7 @@ class DataArguments:
     max_length: int | None = None
     max_prompt_length: int | None = None
     max_response_length: int | None = None
+    long_prompts: LongPrompts | None = None
     drop_invalid: bool = False
 
     def __post_init__(self) -> None:
@@ -48,10 +60,16 @@ class DataArguments:
             raise ValueError("--eval_split belongs to --eval_file, which is not given")
 
 
-def load_examples(
-    data: DataArguments, tokenizer, max_length: int, load: Callable, tokenize: Callable
-) -> tuple[list[Example], list[Example] | None]:
-    """(training examples, evaluation examples or None), each reported on the screen.
+class Loaded(NamedTuple):
+    """Examples to train on and to evaluate on (None: no such file), and what was cut or left out of each source."""
+
+    train: list[Example]
+    evaluation: list[Example] | None
+    facts: dict[str, dict]
+
+
+def load_examples(data: DataArguments, tokenizer, max_length: int, load: Callable, tokenize: Callable) -> Loaded:
+    """The examples of all sources, each reported on the screen.
 
     load, tokenize: load_preferences and tokenize_preferences, or the pair for SFT.
     """
@@ -59,16 +77,19 @@ def load_examples(
         "max_length": max_length,
         "max_prompt_length": data.max_prompt_length,
         "max_response_length": data.max_response_length,
+        "long_prompts": data.long_prompts,
     }
+    facts: dict[str, dict] = {}
 
-    def read(source: str, split: str | None) -> list[Example]:
+    def read(name: str, source: str, split: str | None) -> list[Example]:
         records, report = load(source, columns=data.columns, split=split, drop_invalid=data.drop_invalid)
         examples, counts = tokenize(records, tokenizer, drop_invalid=data.drop_invalid, **limits)
         print(f"{report}\n{source}: {counts}")
+        facts[name] = {"source": Path(source).name, "rows": report.total, "invalid": report.counts, **counts.facts}
         return examples
 
-    train = read(data.train_file or data.dataset_name, data.dataset_split)
-    return train, read(data.eval_file, data.eval_split) if data.eval_file else None
+    train = read("train", data.train_file or data.dataset_name, data.dataset_split)
+    return Loaded(train, read("eval", data.eval_file, data.eval_split) if data.eval_file else None, facts)
 
 
 def announce_defaults(settings: TrainingSettings, task: Task, model: nn.Module) -> None:
@@ -78,10 +99,31 @@ def announce_defaults(settings: TrainingSettings, task: Task, model: nn.Module) 
         print(taken)
 
 
-def report(result: TrainingResult) -> None:
-    """The last metrics, whether anything was learnt, and where everything lies."""
+def report(result: TrainingResult, facts: dict[str, dict]) -> None:
+    """The last metrics, whether anything was learnt, and where everything lies.
+
+    facts: of the data, go into data.json beside the model.
+    """
+    write_atomically(Path(result.output_dir) / "data.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     shown = {name: value for name, value in result.metrics.items() if name not in ("step", "learning_rate", "epoch")}
     print("\n".join(f"  {name:<28} {value:.4g}" for name, value in shown.items()))
     if result.learning is not None:
         print(result.learning.sentence())
     print(f"{result.steps} steps in {result.seconds:.0f} s; the model is in {Path(result.output_dir)}")
+
+
+def report_rulers(accuracy: float, examples: Sequence[Example]) -> None:
+    """Beside the accuracy on these comparisons, that of who always takes the longer response, and of the opposite.
+
+    accuracy: the model's, in [0, 1]. examples: (chosen, rejected), measured in tokens; intervals over prompts.
+    """
+    lengths = np.array([[len(response) for response in example.responses[:2]] for example in examples])
+    rules = length_rules(lengths, [example.prompt for example in examples])
+    for name, share in rules.items():
+        print(f"  {name:<28} {number(share, '.3f')}")
+    best = max(rules, key=lambda name: rules[name]["mean"])
+    if accuracy <= rules[best]["mean"]:
+        print(
+            f"No better than a ruler: {best.replace('_', ' ')} is right in {rules[best]['mean']:.3f} of the "
+            f"{len(examples)} evaluation comparisons, the model in {accuracy:.3f}."
+        )

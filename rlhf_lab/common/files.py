@@ -56,12 +56,20 @@ def read_json(path: Path) -> dict | list | None:
         return None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The file as a whole or not at all, whenever the process is killed, and whoever else writes it."""
+def read_whole(path: Path, remedy: str) -> dict | list:
+    """What a JSON file holds that cannot be made again here. Raises ValueError that names it if it is empty or cut."""
+    try:
+        return json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not whole ({error}): {remedy}") from error
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """The file as a whole or not at all, whenever the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
-    with unfinished.open("w", encoding="utf8") as file:
-        file.write(text)
+    unfinished = path.with_name(f".unfinished-{os.getpid()}-{path.name}")  # two processes may make the same cache
+    with unfinished.open("wb") as file:
+        file.write(content.encode("utf8") if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())  # or a power loss could leave the new name with no content
     os.replace(unfinished, path)

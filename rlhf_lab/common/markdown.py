@@ -1,12 +1,18 @@
 """Markdown that a program writes: tables whose cells may hold any text."""
 
+import re
 from collections.abc import Sequence
+
+from rlhf_lab.common.pages import plain_html
+
+CODE = re.compile(r"(`+)(?!`).*?(?<!`)\1(?!`)")  # a code span: nothing in it is a formula
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """rows[0] is the header; a `|` inside a cell is escaped, so that it opens no column, and a line break is a space.
 
-    Raises ValueError if the rows are not equally long.
+    A dollar sign outside a code span is put so that it starts no formula. Raises ValueError if the rows are not equally
+    long.
     """
     lengths = sorted({len(row) for row in rows})
     if len(lengths) != 1:
@@ -16,4 +22,8 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    line, parts, end = " ".join(text.split()), [], 0
+    for code in CODE.finditer(line):
+        parts += [line[end : code.start()].replace("$", plain_html("$")), code.group()]
+        end = code.end()
+    return "".join([*parts, line[end:].replace("$", plain_html("$"))]).replace("|", "\\|")

@@ -4,6 +4,7 @@ with style():
     fig, ax = plt.subplots()
     ax.plot(steps, rewards, color=method_colour("dpo"), label="DPO")
     label_ends(ax)
+save_png(fig, Path("rewards.png"))
 """
 
 import base64
@@ -11,11 +12,19 @@ import html
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox, IdentityTransform
 from PIL import Image
+
+from rlhf_lab.common.files import write_atomically
 
 # Okabe and Ito's eight colours, told apart by colour-blind readers.
 OKABE_ITO: Mapping[str, str] = {
@@ -58,7 +67,7 @@ METHOD_LABELS: Mapping[str, str] = {
     "wpo+vpo-offline": "WPO + VPO offline",
 }
 
-# Opaque white: a transparent figure cannot be read on a dark theme.
+# Over matplotlib's own defaults. Opaque white: a transparent figure cannot be read on a dark theme.
 STYLE: Mapping[str, object] = {
     "figure.facecolor": "white",
     "axes.facecolor": "white",
@@ -79,6 +88,9 @@ STYLE: Mapping[str, object] = {
     "font.size": 10.0,
 }
 
+LABEL_ROOM = 1.1  # heights of a label from one to the next
+LABEL_GAP = 5.0  # points between a line's end and its label
+
 
 def method_colour(method: str) -> str:
     """The method's colour as a hex string; an unknown name raises ValueError, so that no figure invents a colour."""
@@ -89,34 +101,81 @@ def method_colour(method: str) -> str:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The house style inside a `with`; matplotlib's own settings are untouched outside."""
-    with plt.rc_context(dict(STYLE)):
+    """STYLE over matplotlib's defaults inside a `with`: the reader's own settings have no say there, and stay outside.
+
+    Ticks and their labels are made when a figure is drawn, so it is saved inside as well: `save_png`, `png_bytes`.
+    """
+    with plt.style.context(["default", dict(STYLE)]):
         yield
 
 
-def label_ends(ax: Axes, *, gap: float = 0.07) -> None:
-    """Write each line's label at its right end in its colour, at least `gap` of the axes' height apart.
+def label_ends(ax: Axes) -> None:
+    """Write each line's label at its right end in its colour; labels move up or down just so far that none overlap.
 
-    Replaces a legend; lines without a label, or whose label starts with "_", are left alone. Call it last: the
-    labels stand where the data ends now.
+    Replaces a legend; lines without a label, or whose label starts with "_", are left alone. The places are found anew
+    whenever the figure is drawn, for only then are the sizes of axes and text known.
     """
-    lines = [line for line in ax.get_lines() if len(line.get_xdata()) and not str(line.get_label()).startswith("_")]
+    labels: list[_EndLabel] = []
+    for line in ax.get_lines():
+        if len(line.get_xdata()) and not str(line.get_label()).startswith("_"):
+            labels.append(_EndLabel(line, labels))
+    for label in labels:
+        ax.add_artist(label)
+
+
+class _EndLabel(Text):
+    """The label of one line, in pixels of the figure; `group` are the labels of these axes, this one among them."""
+
+    def __init__(self, line: Line2D, group: list["_EndLabel"]) -> None:
+        super().__init__(0, 0, str(line.get_label()), color=line.get_color(), va="center", clip_on=False)
+        self.line, self.group = line, group
+        self.set_transform(IdentityTransform())
+
+    def get_window_extent(self, renderer: Any = None, dpi: float | None = None) -> Bbox:
+        self._settle(renderer)
+        return super().get_window_extent(renderer, dpi)
+
+    def draw(self, renderer: Any) -> None:
+        self._settle(renderer)
+        super().draw(renderer)
+
+    def _settle(self, renderer: Any) -> None:
+        """Every label of the group beside its line's end, as near to that height as the others allow."""
+        ends = [_end(label.line) for label in self.group]
+        sizes = [Text.get_window_extent(label, renderer).height * LABEL_ROOM for label in self.group]
+        for label, end, height in zip(self.group, ends, spread([end[1] for end in ends], sizes), strict=True):
+            label.set_position((end[0] + LABEL_GAP * self.figure.dpi / 72, height))
+
+
+def _end(line: Line2D) -> tuple[float, float]:
+    """(x, y) in pixels of the last point that can be drawn (NaN cannot, nor 0 on a log scale), else of a corner."""
+    ax = line.axes
     ax.get_xlim(), ax.get_ylim()  # matplotlib scales lazily: asking for the limits settles transData
-    to_axes = ax.transData + ax.transAxes.inverted()
-    ends = [to_axes.transform((line.get_xdata()[-1], line.get_ydata()[-1])) for line in lines]
-    for index, height in _spread([float(end[1]) for end in ends], gap):
-        line, x = lines[index], float(ends[index][0])
-        ax.text(x + 0.015, height, str(line.get_label()), color=line.get_color(), transform=ax.transAxes, va="center")
+    points = ax.transData.transform(np.asarray(line.get_xydata(), dtype=float))
+    points = points[np.isfinite(points).all(1)]
+    x, y = points[-1] if len(points) else ax.transAxes.transform((1.0, 0.0))
+    return float(x), float(y)
 
 
-def _spread(heights: Sequence[float], gap: float) -> list[tuple[int, float]]:
-    """(index, height) from the lowest up, each at least `gap` above the one before, shifted back to stay centred."""
-    order = sorted(range(len(heights)), key=lambda index: heights[index])
-    placed: list[float] = []
-    for index in order:
-        placed.append(max(heights[index], placed[-1] + gap) if placed else heights[index])
-    shift = sum(p - heights[i] for p, i in zip(placed, order, strict=True)) / max(len(placed), 1)
-    return [(i, p - shift) for p, i in zip(placed, order, strict=True)]
+def spread(wanted: Sequence[float], sizes: Sequence[float]) -> list[float]:
+    """argmin_y sum_i (y_i - wanted_i)^2 such that intervals of length sizes_i around y_i, in the order of wanted, part.
+
+    wanted, sizes: one number each per label, in one unit. Labels that would overlap become a block around their mean
+    place; all others stay. Source: the pool-adjacent-violators algorithm (Ayer et al., 1955) for y_i minus the sizes
+    below it.
+    """
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    below, blocks = [0.0] * len(order), []  # blocks: [mean, count] of neighbours that touch
+    for k, i in enumerate(order):
+        below[k] = below[k - 1] + (sizes[order[k - 1]] + sizes[i]) / 2 if k else 0.0
+        blocks.append([wanted[i] - below[k], 1])
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            mean, count = blocks.pop()
+            before, many = blocks.pop()
+            blocks.append([(mean * count + before * many) / (count + many), count + many])
+    means = [mean for mean, count in blocks for _ in range(count)]
+    places = {i: mean + room for i, mean, room in zip(order, means, below, strict=True)}
+    return [places[i] for i in range(len(wanted))]
 
 
 def interval_bars(
@@ -149,13 +208,24 @@ def interval_bars(
     ax.grid(False, axis="y")
 
 
+def save_png(fig: Figure, path: Path, *, dpi: int = 130) -> None:
+    """The figure as a PNG in all its colours, in the house style: the whole file or none, the same bytes every time."""
+    write_atomically(path, _rendered(fig, dpi))
+
+
+def _rendered(fig: Figure, dpi: int) -> bytes:
+    raw = io.BytesIO()
+    with style():
+        fig.savefig(raw, format="png", dpi=dpi, metadata={"Software": None})
+    return raw.getvalue()
+
+
 def png_bytes(fig: Figure, *, dpi: int = 100) -> bytes:
     """The figure as a small PNG: a palette of 256 colours, no metadata, the same bytes every time."""
-    raw, small = io.BytesIO(), io.BytesIO()
-    fig.savefig(raw, format="png", dpi=dpi, metadata={"Software": None})
-    raw.seek(0)
+    small = io.BytesIO()
     # Maximum coverage keeps the colour of thin lines, which the median cut gives to its neighbours.
-    picture = Image.open(raw).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE)
+    picture = Image.open(io.BytesIO(_rendered(fig, dpi))).convert("RGB")
+    picture = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE)
     picture.save(small, format="png", optimize=True)
     return small.getvalue()
 

@@ -1,11 +1,12 @@
 """Predict, then run: a question whose answer the next cells measure. Never blocks, also when nobody answers."""
 
-import html
 from collections.abc import Sequence
 from typing import Any
 
 import ipywidgets as widgets
 from IPython.display import Markdown, display
+
+from rlhf_lab.common.pages import plain_html
 
 
 class Prediction:
@@ -19,7 +20,7 @@ class Prediction:
             raise ValueError(f"a prediction needs two or more different options, got {list(options)}")
         self.question, self.options = question, tuple(options)
         self.buttons = widgets.RadioButtons(options=self.options, value=None, layout={"width": "max-content"})
-        self.box = widgets.VBox([widgets.HTML(f"<b>Predict:</b> {html.escape(question)}"), self.buttons])
+        self.box = widgets.VBox([widgets.HTML(f"<b>Predict:</b> {plain_html(question)}"), self.buttons])
 
     @property
     def choice(self) -> str | None:
@@ -35,8 +36,8 @@ class Prediction:
         display(Markdown(f"**Measured: {answer}.** {verdict} {because}".strip()))
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        items = "".join(f"<li>{html.escape(option)}</li>" for option in self.options)
-        fallback = f"<p><b>Predict:</b> {html.escape(self.question)}</p><ul>{items}</ul>"
+        items = "".join(f"<li>{plain_html(option)}</li>" for option in self.options)
+        fallback = f"<p><b>Predict:</b> {plain_html(self.question)}</p><ul>{items}</ul>"
         data = self.box._repr_mimebundle_()
         bundle = data[0] if isinstance(data, tuple) else data
         return dict(bundle) | {"text/html": fallback}

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_lab.common.bootstrap import Interval, bootstrap_mean
+from rlhf_lab.common.intervals import Interval, bootstrap_mean
 from rlhf_lab.data.encoding import encode_prompt, encode_response
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import collate
@@ -109,7 +109,8 @@ def location_auc(
     """P(score of an error token < score of another token of the same response), ties half: mean over documents.
 
     scores, masks: one list per document, equally long. 1 = the error always lies lowest, 0.5 = chance. The 95%
-    interval is a bootstrap over documents. Raises ValueError for a document without an error or without other tokens.
+    interval is over documents, see `bootstrap_mean`. Raises ValueError for a document without an error, without other
+    tokens, or with a score that is not a number.
     """
     values = []
     for i, (row, mask) in enumerate(zip(scores, masks, strict=True)):
@@ -118,8 +119,8 @@ def location_auc(
             raise ValueError(f"document {i}: {len(row)} scores, {int(mask.sum())} of {len(mask)} tokens are the error")
         if np.isnan(row).any():  # NaN compares as neither below nor equal, and would count as a loss
             raise ValueError(f"document {i}: the score of token {int(np.isnan(row).argmax())} is not a number")
-        gaps = row[~mask][:, None] - row[mask][None, :]
-        values.append(float(((gaps > 0) + 0.5 * (gaps == 0)).mean()))
+        other, error = row[~mask][:, None], row[mask][None, :]  # compared, not subtracted: -inf ties with -inf
+        values.append(float(((other > error) + 0.5 * (other == error)).mean()))
     return bootstrap_mean(values, seed=seed, resamples=resamples)
 
 
@@ -178,7 +179,7 @@ def beam_table(
             reward = bootstrap_mean(
                 [rouge_l(t, human) for t, (_, human) in zip(texts, documents, strict=True)], seed=seed
             )
-            row = {"beta": beta, "width": width, "reward": reward.mean, "low": reward.low, "high": reward.high}
+            row = {"beta": beta, "width": width, "reward": reward["mean"], "low": reward["low"], "high": reward["high"]}
             row |= {"length": float(np.mean([len(y) for y in responses])), "logp": float(logps.mean())}
             row |= {"implicit_reward": float(beta * (logps - ref_logps).mean())}
             rows.append(row | {"ended": float(np.mean([y[-1] == tokenizer.eos_token_id for y in responses]))})

@@ -4,7 +4,6 @@ Blue and vermillion are told apart by colour-blind readers; the scale is shown, 
 """
 
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,22 +11,14 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_hex
 from matplotlib.figure import Figure
 
-from rlhf_lab.common.plots import OKABE_ITO
+from rlhf_lab.common.pages import plain_html
+from rlhf_lab.common.plots import OKABE_ITO, style
 
 # An odd number of colours: the middle one is white.
 CREDIT_COLOURS = LinearSegmentedColormap.from_list(
     "credit", [OKABE_ITO["vermillion"], "#FFFFFF", OKABE_ITO["blue"]], N=257
 )
 LABEL = "beta log-ratio"
-
-
-def token_texts(ids: Sequence[int], tokenizer) -> list[str]:
-    """Each token as text, spaces kept; part of a character that is split over tokens as the tokenizer spells it."""
-    texts = [tokenizer.decode([i]) for i in ids]
-    return [
-        text if text and "\ufffd" not in text else tokenizer.convert_ids_to_tokens(i)
-        for i, text in zip(ids, texts, strict=True)
-    ]
 
 
 def credit_scale(*values: Sequence[float]) -> float:
@@ -41,13 +32,13 @@ def credit_scale(*values: Sequence[float]) -> float:
 def credit_html(texts: Sequence[str], values: Sequence[float], *, scale: float | None = None, caption: str = "") -> str:
     """HTML of the tokens on their colours, the value on hover, and the scale from -scale to +scale below.
 
-    texts: from `token_texts`. values: from `credit`, as many. scale: one for several responses that are to be compared
-    (`credit_scale`); default: this response's own. Beyond it colours saturate.
+    texts: from `data.token_view.token_texts`. values: from `credit`, as many. scale: one for several responses that
+    are to be compared (`credit_scale`); default: this response's own. Beyond it colours saturate.
     """
     scale = _checked(texts, values, scale)
     spans = "".join(
         f'<span title="{value:+.3f}" style="background:{_background(value, scale)};color:{_ink(value, scale)};'
-        f'white-space:pre-wrap">{escape(text).replace(chr(10), "↵")}</span>'
+        f'white-space:pre-wrap">{plain_html(text).replace(chr(10), "↵")}</span>'
         for text, value in zip(texts, map(float, values), strict=True)
     )
     stops = ",".join(to_hex(CREDIT_COLOURS(x)) for x in (0.0, 0.5, 1.0))
@@ -55,7 +46,7 @@ def credit_html(texts: Sequence[str], values: Sequence[float], *, scale: float |
         f'<span style="font-size:small">{-scale:+.2f} <span style="display:inline-block;width:8em;height:0.8em;'
         f'border:1px solid #999;background:linear-gradient(to right,{stops})"></span> {scale:+.2f} {LABEL}</span>'
     )
-    head = f"<div>{escape(caption)}</div>" if caption else ""
+    head = f"<div>{plain_html(caption)}</div>" if caption else ""
     body = f'{head}<div style="line-height:1.7">{spans}</div>{bar}'
     return f'<div style="background:#fff;color:#000;padding:4px">{body}</div>'
 
@@ -76,9 +67,8 @@ def draw_credit(
             line, column = line + 1, 0
         colour, ink = _background(value, scale), _ink(value, scale)
         ax.barh(-line, len(text), left=column, height=0.86, color=colour, edgecolor="#DDDDDD", linewidth=0.5)
-        # Dollar signs would start a formula.
-        ax.text(column + len(text) / 2, -line, text.strip().replace("$", r"\$"), color=ink, ha="center", va="center",
-                family="monospace", fontsize=8)  # fmt: skip
+        ax.text(column + len(text) / 2, -line, text.strip(), color=ink, ha="center", va="center",
+                family="monospace", fontsize=8, parse_math=False)  # fmt: skip
         column += len(text)
     ax.set(xlim=(0, columns), ylim=(-line - 0.6, 0.6), xticks=[], yticks=[])
     ax.grid(False)
@@ -93,14 +83,14 @@ def credit_figure(
     """Several responses, (title, texts, values) each, one under the other on one scale with its colour bar."""
     scale = scale or credit_scale(*(values for _, _, values in rows))
     heights = [1 + sum(map(len, texts)) // columns for _, texts, _ in rows]
-    figure = Figure(figsize=(10, 0.5 + sum(0.45 + 0.3 * height for height in heights)), layout="constrained")
-    figure.set_facecolor("white")
-    axes = np.atleast_1d(figure.subplots(len(rows), 1, height_ratios=[0.3 + height for height in heights]))
-    for ax, (title, texts, values) in zip(axes, rows, strict=True):
-        draw_credit(ax, texts, values, scale=scale, columns=columns)
-        ax.set_title(title, loc="left", fontsize=9)
-    colours = ScalarMappable(Normalize(-scale, scale), CREDIT_COLOURS)
-    figure.colorbar(colours, ax=list(axes), label=LABEL, fraction=0.02, pad=0.01)
+    with style():
+        figure = Figure(figsize=(10, 0.5 + sum(0.45 + 0.3 * height for height in heights)))
+        axes = np.atleast_1d(figure.subplots(len(rows), 1, height_ratios=[0.3 + height for height in heights]))
+        for ax, (title, texts, values) in zip(axes, rows, strict=True):
+            draw_credit(ax, texts, values, scale=scale, columns=columns)
+            ax.set_title(title, loc="left", fontsize=9, parse_math=False)
+        colours = ScalarMappable(Normalize(-scale, scale), CREDIT_COLOURS)
+        figure.colorbar(colours, ax=list(axes), label=LABEL, fraction=0.02, pad=0.01)
     return figure
 
 

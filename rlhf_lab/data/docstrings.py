@@ -12,25 +12,29 @@ import json
 import os
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from packaging.requirements import Requirement
 from tqdm.auto import tqdm
 
-from rlhf_lab.common.errors import cause
-from rlhf_lab.common.files import expanded, write_atomically
+from rlhf_lab.common.files import expanded, stored
 from rlhf_lab.data.prose import description_prose, is_prose, paragraphs, plain
 
 SUMMARY_WORDS = (4, 25)
 DESCRIPTION_WORDS = (20, 120)
 SPLITS = ("train", "validation", "test")
+# `corpus_fingerprint` of the corpus that the published numbers were made with: Python 3.11.7 and constraints.txt.
+SHIPPED_CORPUS, SHIPPED_PYTHON = "1cb90e5f0ee147c5", "3.11.7"
 # Part of the cache's key: raise it when the cleaning changes.
 CLEANING_VERSION = 2
 OVERLAP_WORDS = 12
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,34 +72,39 @@ def docstring_pairs(cache_dir: str | os.PathLike | None = None, *, progress: boo
 def read_corpus(cache_dir: str | os.PathLike | None = None, *, progress: bool = True) -> Reading:
     """The pairs and what was read for them: harvested the first time (under a minute), then from the cache.
 
-    cache_dir: default $RLHF_LAB_CACHE, or rlhf_lab in the user's cache directory.
+    cache_dir: default $RLHF_LAB_CACHE, or rlhf_lab in the user's cache directory. A broken cache is made again.
     """
-    path = _cache_dir(cache_dir) / f"pairs-{_environment_key()}.jsonl"
-    if path.exists():
-        try:
-            with path.open(encoding="utf8") as file:
-                counts, *pairs = map(json.loads, file)
-            return Reading([DocstringPair(**pair) for pair in pairs], **counts)
-        except (ValueError, TypeError) as error:  # cut or emptied by a power loss
-            print(f"{path} is broken ({cause(error)}); it is made again")
-    docstrings, files, skipped = harvest(progress=progress)
-    reading = Reading(clean_pairs(docstrings), files, skipped)
-    lines = [{"files": files, "skipped": skipped}, *map(asdict, reading.pairs)]
-    write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    return reading
+
+    def make() -> dict:
+        docstrings, files, skipped = harvest(progress=progress)
+        return {"files": files, "skipped": skipped, "pairs": [asdict(pair) for pair in clean_pairs(docstrings)]}
+
+    key = _environment_key()
+    found, _ = stored(_cache_dir(cache_dir) / f"corpus-{key}.json", key, make)
+    return Reading([DocstringPair(**pair) for pair in found["pairs"]], found["files"], found["skipped"])
+
+
+def corpus_fingerprint(pairs: Iterable[DocstringPair]) -> str:
+    """A hash of all pairs with their splits: results of two corpora with one fingerprint can be compared."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        digest.update(json.dumps(asdict(pair), ensure_ascii=False, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
 
 
 def harvest(*, progress: bool = True) -> tuple[list[Docstring], int, int]:
     """Every docstring of the standard library and the declared dependencies; the numbers of files read and skipped."""
+    found = list(read_files(read_docstrings, progress=progress))
+    docstrings = [docstring for of_file in found for docstring in of_file or ()]
+    return docstrings, len(found), sum(of_file is None for of_file in found)
+
+
+def read_files(read: Callable[[tuple[str, str]], T], *, progress: bool = True) -> Iterator[T]:
+    """read((package, path)) of every file of `source_files`, in their order, by all cores."""
     files = list(source_files())
-    docstrings: list[Docstring] = []
-    skipped = 0
     with ProcessPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        found = pool.map(read_docstrings, files, chunksize=64)
-        for result in tqdm(found, total=len(files), desc="reading docstrings", unit="file", disable=not progress):
-            skipped += result is None
-            docstrings.extend(result or ())
-    return docstrings, len(files), skipped
+        found = pool.map(read, files, chunksize=64)
+        yield from tqdm(found, total=len(files), desc="reading sources", unit="file", disable=not progress)
 
 
 def source_files() -> Iterator[tuple[str, str]]:
@@ -113,16 +122,27 @@ def source_files() -> Iterator[tuple[str, str]]:
 def read_docstrings(source_and_path: tuple[str, str]) -> list[Docstring] | None:
     """The docstrings of one file by `ast`, or None if it cannot be read or parsed."""
     source, path = source_and_path
+    parsed = parse_file(path)
+    return None if parsed is None else docstrings_of(parsed[0], source, Path(path).stem)
+
+
+def parse_file(path: str) -> tuple[ast.Module, bytes] | None:
+    """The tree and the bytes of a source file, or None if it cannot be read or parsed."""
     try:
-        tree = ast.parse(Path(path).read_bytes())
+        content = Path(path).read_bytes()
+        return ast.parse(content), content
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+
+
+def docstrings_of(tree: ast.Module, source: str, module: str) -> list[Docstring]:
+    """The docstrings of one file's tree, in the order of `ast.walk`."""
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     found = []
     for node in ast.walk(tree):
         text = ast.get_docstring(node) if isinstance(node, documented) else None
         if text:
-            found.append(Docstring(source, getattr(node, "name", Path(path).stem), text))
+            found.append(Docstring(source, getattr(node, "name", module), text))
     return found
 
 

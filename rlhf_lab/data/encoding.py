@@ -10,22 +10,13 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_lab.common.errors import cause
-from rlhf_lab.data.problems import Problem, shorten
-from rlhf_lab.data.records import Content, Messages
+from rlhf_lab.data.chat import rendered, response_text
+from rlhf_lab.data.contents import Content, Messages
+from rlhf_lab.data.problems import TokenError, shorten
 
 Ids = tuple[int, ...]
-
-
-class TokenError(ValueError):
-    """A text cannot be tokenised; `.problem` names row, column and kind once the record is known."""
-
-    def __init__(self, kind: str, example: str, column: str = "text", row: int = -1) -> None:
-        self.problem = Problem(row, column, kind, example)
-        super().__init__(f"row {row}, {column}: {kind}: {example}" if row >= 0 else f"{kind}: {example}")
 
 
 def add_bos_eos(prompt: Ids, responses: Sequence[Ids], tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, list[Ids]]:
@@ -36,7 +27,9 @@ def add_bos_eos(prompt: Ids, responses: Sequence[Ids], tokenizer: PreTrainedToke
     Raises ValueError if the tokenizer has no EOS: a model trained without one never stops.
     """
     if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no eos_token: set tokenizer.eos_token to the token that ends a response")
+        raise ValueError(
+            "the tokenizer has no eos_token: name the token that ends a response in its tokenizer_config.json"
+        )
     bos = bos_id(tokenizer)
     if bos is not None and prompt[:1] != (bos,):
         prompt = (bos, *prompt)
@@ -77,7 +70,7 @@ def prompt_ids(prompt: Content, tokenizer: PreTrainedTokenizerBase, *, trusted: 
     else:
         if not trusted:
             _refuse_spellings(prompt, tokenizer)
-        ids = _render(prompt, tokenizer, generation=True)
+        ids = _ids(rendered(prompt, tokenizer, generation=True), tokenizer, special=True)
     if not ids:
         raise TokenError("no token", shorten(prompt))
     return ids
@@ -94,19 +87,19 @@ def response_ids(response: str, tokenizer: PreTrainedTokenizerBase) -> Ids:
 def chat_response_ids(
     prompt: Messages, response: Messages, tokenizer: PreTrainedTokenizerBase, *, trusted: bool = False
 ) -> Ids:
-    """ids(prompt and response rendered) minus ids(prompt rendered up to the assistant's turn), which must be a prefix.
+    """The ids of `chat.response_text`, which go on from the ids of the rendered prompt as a generating model would.
 
-    Raises TokenError with both decodings if it is not: the template or a BPE merge makes the prompt depend on the
-    response, and a model that goes on from the prompt could never write this one.
+    Raises TokenError if the template makes the prompt depend on the response, or drops a part of it.
     """
     _refuse_spellings(response, tokenizer)
     before = prompt_ids(prompt, tokenizer, trusted=trusted)
-    whole = _render((*prompt, *response), tokenizer, generation=False)
-    if whole[: len(before)] != before:
-        raise TokenError("prompt is not a prefix in tokens", _where_they_part(before, whole, tokenizer))
-    if len(whole) == len(before):
+    text = response_text(prompt, response, tokenizer)
+    whole = _ids(rendered(prompt, tokenizer, generation=True) + text, tokenizer, special=True)
+    # Where the two merge into one token, they are tokenised apart: the model has the prompt's ids before it writes.
+    ids = whole[len(before) :] if whole[: len(before)] == before else _ids_within(text, tokenizer, special=True)
+    if not ids:
         raise TokenError("no token", shorten(response))
-    return whole[len(before) :]
+    return ids
 
 
 def split_ending(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, Ids]:
@@ -122,15 +115,15 @@ def _ids(text: str, tokenizer: PreTrainedTokenizerBase, special: bool = False) -
     return tuple(tokenizer(text, add_special_tokens=False, split_special_tokens=not special).input_ids)
 
 
-def _ids_within(text: str, tokenizer: PreTrainedTokenizerBase) -> Ids:
+def _ids_within(text: str, tokenizer: PreTrainedTokenizerBase, special: bool = False) -> Ids:
     """The ids of a text that goes on from other text: no space mark is put before its first word.
 
     SentencePiece tokenizers (Llama 2, Mistral 0.1, Phi-3) begin every text with a space mark, so that " four" alone
     would be two spaces after a prompt, and "four" one that is not there. Behind a line end none is added.
     """
     if not _begins_with_a_mark(tokenizer):
-        return _ids(text, tokenizer)
-    before, whole = _ids("\n", tokenizer), _ids("\n" + text, tokenizer)
+        return _ids(text, tokenizer, special)
+    before, whole = _ids("\n", tokenizer), _ids("\n" + text, tokenizer, special)
     if whole[: len(before)] != before:
         raise TokenError("no ids of its own", f"{shorten(text)} merges with what comes before it")
     return whole[len(before) :]
@@ -139,25 +132,6 @@ def _ids_within(text: str, tokenizer: PreTrainedTokenizerBase) -> Ids:
 @lru_cache(maxsize=8)
 def _begins_with_a_mark(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False).input_ids)[0].startswith("\u2581")
-
-
-def _where_they_part(before: Ids, whole: Ids, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The last characters that prompt and conversation share, and what each says then."""
-    shorter = min(len(before), len(whole))
-    same = next((i for i in range(shorter) if before[i] != whole[i]), shorter)
-    shared = tokenizer.decode(before[max(0, same - 8) : same])
-    ends = [tokenizer.decode(ids[same : same + 8]) for ids in (before, whole)]
-    return f"after {shared!r} the prompt alone has {ends[0]!r}, with its response {ends[1]!r}"
-
-
-def _render(messages: Messages, tokenizer: PreTrainedTokenizerBase, generation: bool) -> Ids:
-    if tokenizer.chat_template is None:
-        raise ValueError("the tokenizer has no chat template: set tokenizer.chat_template, or use text columns")
-    try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation)
-    except TemplateError as error:
-        raise TokenError("refused by the chat template", f"{cause(error)}: {shorten(messages)}") from error
-    return _ids(text, tokenizer, special=True)
 
 
 def _refuse_spellings(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> None:

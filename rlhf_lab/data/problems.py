@@ -70,8 +70,16 @@ class InvalidRecords(ValueError):
 
     def __init__(self, report: RowReport, advice: str = "") -> None:
         self.report = report
-        repair = "Repair these rows, or pass drop_invalid=True (--drop-invalid) to go on without them."
+        repair = "Repair these rows, or go on without them with --drop_invalid."
         super().__init__("\n".join(filter(None, [str(report), advice, repair])))
+
+
+class TokenError(ValueError):
+    """A text cannot be tokenised; `.problem` names row, column and kind once the record is known."""
+
+    def __init__(self, kind: str, example: str, column: str = "text", row: int = -1) -> None:
+        self.problem = Problem(row, column, kind, example)
+        super().__init__(f"row {row}, {column}: {kind}: {example}" if row >= 0 else f"{kind}: {example}")
 
 
 def keep_valid(records: Iterable[T], report: RowReport, *, drop_invalid: bool, advice: str = "") -> list[T]:

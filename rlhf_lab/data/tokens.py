@@ -1,50 +1,26 @@
-"""From records to examples of token ids: tokenised by `encoding`, cut by one rule, counted.
-
-The truncation rule: nothing is cut that fits. Otherwise the prompt's start goes first, down to half of `max_length`,
-then the responses' ends. A cut response has no EOS; a cut prompt keeps its BOS and its end.
-"""
+"""From records to examples of token ids: tokenised by `encoding`, cut by the rule of `truncation`, counted."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from html import escape
 
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lab.data.encoding import (
-    Ids,
-    TokenError,
     add_bos_eos,
     bos_id,
     chat_response_ids,
     prompt_ids,
     response_ids,
     special_pattern,
-    special_tokens,
     split_ending,
 )
 from rlhf_lab.data.examples import Example
-from rlhf_lab.data.problems import RowReport, keep_valid
+from rlhf_lab.data.problems import InvalidRecords, RowReport, TokenError, keep_valid
 from rlhf_lab.data.records import PreferenceRecord, SFTRecord
+from rlhf_lab.data.truncation import Limits, LongPrompts, fit
 
 Record = PreferenceRecord | SFTRecord
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The truncation rule's numbers, in tokens: prompt plus any one response; prompt alone; response alone."""
-
-    max_length: int
-    max_prompt_length: int | None = None
-    max_response_length: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_length < 2:
-            raise ValueError(f"max_length={self.max_length}: a prompt and a response need at least 2 tokens")
-        for name in ("max_prompt_length", "max_response_length"):
-            value = getattr(self, name)
-            if value is not None and not 1 <= value < self.max_length:
-                raise ValueError(f"{name}={value} must be at least 1 and below max_length={self.max_length}")
 
 
 @dataclass(frozen=True)
@@ -52,6 +28,7 @@ class TruncationCounts:
     """What tokenising did to a table; `examples` were kept, `dropped` says which rows were not and why.
 
     prompts_cut and responses_cut count texts, prompt_tokens_cut and response_tokens_cut the tokens that are lost.
+    prompts_dropped: rows that `long_prompts="drop"` left out, which are part of `dropped`.
     special_spellings counts texts that spell a special token, which was read as plain text.
     """
 
@@ -60,14 +37,24 @@ class TruncationCounts:
     responses_cut: int = 0
     prompt_tokens_cut: int = 0
     response_tokens_cut: int = 0
+    prompts_dropped: int = 0
     special_spellings: int = 0
     dropped: RowReport = field(default_factory=RowReport)
+
+    @property
+    def facts(self) -> dict[str, int | dict[str, int]]:
+        """All counts by name, for a results file; `dropped` is {"column: kind": rows}."""
+        return {name: value for name, value in vars(self).items() if name != "dropped"} | {
+            "dropped": self.dropped.counts
+        }
 
     def __str__(self) -> str:
         lines = [
             f"{self.examples} examples; {self.prompts_cut} prompts cut at the start ({self.prompt_tokens_cut} tokens), "
             f"{self.responses_cut} responses cut at the end ({self.response_tokens_cut} tokens)"
         ]
+        if self.prompts_dropped:
+            lines.append(f"{self.prompts_dropped} rows left out, because their prompts are too long")
         if self.special_spellings:
             lines.append(f"{self.special_spellings} texts spell a special token: read as plain text")
         return "\n".join(lines + ([str(self.dropped)] if self.dropped.problems else []))
@@ -80,18 +67,20 @@ def tokenize_preferences(
     max_length: int,
     max_prompt_length: int | None = None,
     max_response_length: int | None = None,
+    long_prompts: LongPrompts | None = None,
     trusted_prompts: bool = False,
     drop_invalid: bool = False,
 ) -> tuple[list[Example], TruncationCounts]:
     """Examples with (chosen, rejected) or (chosen, rejected, calibration), and what was cut or dropped.
 
     max_length: tokens of the prompt plus any one response, >= 2. max_prompt_length: the prompt keeps its last so many
-    tokens; without it a prompt that fills max_length alone is an error. max_response_length: a response keeps its
-    first so many tokens. trusted_prompts: prompts were rendered by a template of yours, so that special tokens spelled
-    in them are meant; otherwise only one that ends a prompt is ("... <tldr>"), and BOS, EOS, padding never are.
+    tokens. long_prompts: "refuse", "truncate" or "drop" prompts that are longer, or that fill max_length alone
+    (`Limits`). max_response_length: a response keeps its first so many tokens.
+    trusted_prompts: prompts were rendered by a template of yours, so that special tokens spelled in them are meant;
+    otherwise only one that ends a prompt is ("... <tldr>"), and BOS, EOS, padding never are.
     Raises InvalidRecords (a ValueError) that names rows, columns, kinds and counts, unless `drop_invalid`.
     """
-    limits = Limits(max_length, max_prompt_length, max_response_length)
+    limits = Limits(max_length, max_prompt_length, max_response_length, long_prompts)
     return _tokenize(records, tokenizer, limits, trusted_prompts, drop_invalid)
 
 
@@ -102,11 +91,12 @@ def tokenize_sft(
     max_length: int,
     max_prompt_length: int | None = None,
     max_response_length: int | None = None,
+    long_prompts: LongPrompts | None = None,
     trusted_prompts: bool = False,
     drop_invalid: bool = False,
 ) -> tuple[list[Example], TruncationCounts]:
     """Examples with one response; arguments, rule and errors as in `tokenize_preferences`."""
-    limits = Limits(max_length, max_prompt_length, max_response_length)
+    limits = Limits(max_length, max_prompt_length, max_response_length, long_prompts)
     return _tokenize(records, tokenizer, limits, trusted_prompts, drop_invalid)
 
 
@@ -141,8 +131,12 @@ def _tokenize(
         examples.append(example)
         counts += _cuts(whole, example)
         counts["special_spellings"] += _spellings(record, tokenizer, trusted)
+    counts["prompts_dropped"] = sum(map(limits.drops, problems))
+    serious = RowReport("tokens", len(records), tuple(p for p in problems if not limits.drops(p)))
+    if serious.problems and not drop_invalid:
+        raise InvalidRecords(serious)
     report = RowReport("tokens", len(records), tuple(problems))
-    examples = keep_valid(examples, report, drop_invalid=drop_invalid)
+    examples = keep_valid(examples, report, drop_invalid=True)
     return examples, TruncationCounts(examples=len(examples), dropped=report, **counts)
 
 
@@ -153,73 +147,7 @@ def _cuts(whole: Example, cut: Example) -> Counter:
     return Counter(counts, responses_cut=sum(n > 0 for n in lost), response_tokens_cut=sum(lost))
 
 
-def fit(example: Example, limits: Limits, bos: int | None = None) -> Example:
-    """The example within limits. Raises TokenError if the prompt leaves no room, or chosen and rejected coincide."""
-    prompt, responses = example.prompt, example.responses
-    if limits.max_prompt_length is None and len(prompt) >= limits.max_length:
-        advice = (
-            f"{len(prompt)} tokens, max_length={limits.max_length}; raise it, or set max_prompt_length to cut prompts"
-        )
-        raise TokenError("fills the length", advice, "prompt", example.row)
-    prompt, responses = truncate(prompt, responses, limits, bos)
-    if len(responses) > 1 and responses[0] == responses[1]:
-        cut = "once cut" if example.responses[0] != example.responses[1] else "as tokens"
-        raise TokenError(f"equal to chosen {cut}", f"{len(responses[0])} tokens", "rejected", example.row)
-    return Example(prompt, tuple(responses), example.row)
-
-
-def truncate(prompt: Ids, responses: Sequence[Ids], limits: Limits, bos: int | None = None) -> tuple[Ids, list[Ids]]:
-    """len(prompt) + len(each response) <= max_length: the prompt's start is cut, down to half, then responses' ends.
-
-    All responses share the one prompt, so the longest decides. A prompt that begins with `bos` keeps it. EOS is the
-    last token of a response: a cut takes it away and nothing puts it back.
-    """
-    prompt = keep_last(prompt, limits.max_prompt_length or len(prompt), bos)
-    reserved = min(len(prompt), limits.max_length // 2)
-    room = min(limits.max_length - reserved, limits.max_response_length or limits.max_length)
-    responses = [response[:room] for response in responses]
-    return keep_last(prompt, limits.max_length - max(map(len, responses)), bos), responses
-
-
-def keep_last(ids: Ids, size: int, bos: int | None = None) -> Ids:
-    """The last `size` >= 1 ids; a BOS at their start stays."""
-    if len(ids) <= size:
-        return ids
-    return (bos, *ids[len(ids) - size + 1 :]) if size > 1 and ids[0] == bos else ids[len(ids) - size :]
-
-
 def _spellings(record: Record, tokenizer: PreTrainedTokenizerBase, trusted: bool) -> int:
     texts = [r.removesuffix(tokenizer.eos_token) for r in record.responses.values() if isinstance(r, str)]
     texts += [split_ending(record.prompt, tokenizer)[0]] if isinstance(record.prompt, str) and not trusted else []
     return sum(special_pattern(tokenizer).search(text) is not None for text in texts)
-
-
-ANSI = {"prompt": "\033[36m", "response": "\033[32m", "special": "\033[1;7m"}  # cyan, green, bold and inverted
-CSS = {"prompt": "color:#1f4e79", "response": "color:#1b5e20", "special": "font-weight:bold;outline:1px solid"}
-
-
-def token_dump(example: Example, tokenizer: PreTrainedTokenizerBase, *, html: bool = False) -> str:
-    """`id:piece` of every token for eyes: prompt, responses and special tokens in colours (ANSI codes, or HTML).
-
-    Spaces show as · and line ends as ↵; a piece of a character that is split over tokens shows as the tokenizer has it.
-    Look here for a double BOS, a missing EOS, a prompt that lost its beginning, a special token that is only text.
-    """
-    parts = {f"row {example.row}, prompt": example.prompt}
-    parts |= {f"response {k}": response for k, response in enumerate(example.responses)}
-    special = set(special_tokens(tokenizer).values())
-    lines = []
-    for name, ids in parts.items():
-        colour = "response" if name.startswith("response") else "prompt"
-        pieces = [_paint(f"{i}:{_piece(i, tokenizer)}", "special" if i in special else colour, html) for i in ids]
-        lines.append(f"{name} ({len(ids)} tokens): " + " ".join(pieces))
-    return f"<pre style='white-space:pre-wrap'>{'<br>'.join(lines)}</pre>" if html else "\n".join(lines)
-
-
-def _piece(token_id: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    piece = tokenizer.decode([token_id])
-    whole = piece and "\ufffd" not in piece
-    return piece.replace(" ", "·").replace("\n", "↵") if whole else tokenizer.convert_ids_to_tokens(token_id)
-
-
-def _paint(text: str, colour: str, html: bool) -> str:
-    return f"<span style='{CSS[colour]}'>{escape(text)}</span>" if html else f"{ANSI[colour]}{text}\033[0m"

@@ -154,6 +154,6 @@ def _check_limits(examples: Sequence[Example], tokens_per_batch: int | None, exa
     too_long = [e for e in examples if tokens_per_batch is not None and e.num_tokens > tokens_per_batch]
     if too_long:
         raise ValueError(
-            f"token_budget_batches: {len(too_long)} examples exceed tokens_per_batch={tokens_per_batch}, e.g. row "
-            f"{too_long[0].row} with {too_long[0].num_tokens} tokens; raise tokens_per_batch, or truncate the examples"
+            f"{len(too_long)} examples exceed tokens_per_batch={tokens_per_batch}, e.g. row {too_long[0].row} with "
+            f"{too_long[0].num_tokens} tokens; raise --tokens_per_batch, or cut the examples with --max_length"
         )

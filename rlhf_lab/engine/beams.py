@@ -4,19 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
-from rlhf_lab.engine.decoding import left_pad
-from rlhf_lab.engine.generate import (
-    Completion,
-    check_positive,
-    check_prompts,
-    cut_at_end,
-    ending_ids,
-    in_bf16,
-    prompt_batches,
-    token_logps,
-)
+from rlhf_lab.engine.generate import Completion, in_bf16, token_logps
 from rlhf_lab.engine.limits import has_only_attention
 from rlhf_lab.engine.models import eval_mode
+from rlhf_lab.engine.options import check_positive, check_prompts, cut_at_end, ending_ids, prompt_batches
+from rlhf_lab.engine.repeated_prompts import left_pad
 
 
 def beam_search(

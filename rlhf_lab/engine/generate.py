@@ -9,10 +9,9 @@ inverse distribution function: no draw depends on who else is in the batch.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, MutableMapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -20,9 +19,18 @@ from tqdm.auto import tqdm
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import collate, token_budget_batches
 from rlhf_lab.engine.decoding import reruns, start
-from rlhf_lab.engine.limits import check_examples, check_lengths, context_length
+from rlhf_lab.engine.draws import next_tokens, uniform_streams
 from rlhf_lab.engine.logps import response_logps
 from rlhf_lab.engine.models import eval_mode
+from rlhf_lab.engine.options import (
+    check_positive,
+    check_prompts,
+    check_sampling,
+    cut_at_end,
+    each_temperature,
+    ending_ids,
+    prompt_batches,
+)
 from rlhf_lab.engine.precision import bf16_speed
 
 # Rows leave the batch once this share of it is done: dropping copies the cache of all others, so not at every step.
@@ -39,14 +47,30 @@ class Completion(NamedTuple):
 
 
 def sample(
-    model, prompts: Sequence[Sequence[int]], *, return_logps: bool = False, **options
+    model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    return_logps: bool = False,
+    done: MutableMapping[int, list[list[int]]] | None = None,
+    **options,
 ) -> list[list[list[int]]] | list[list[Completion]]:
     """n responses y ~ pi(.|x) to each prompt, as token ids; options and errors as in `complete`.
 
-    return_logps: `Completion(tokens, logps)` in place of each response's ids.
+    return_logps: `Completion(tokens, logps)` in place of each response's ids. done: {number of the prompt: its n
+    responses} of an earlier call with the same arguments that was cut short; it receives those of this call, a batch
+    at a time, and no batch is run twice.
     """
-    completions = complete(model, prompts, **options)
-    return completions if return_logps else [[completion.tokens for completion in row] for row in completions]
+    if done is None:
+        completions = complete(model, prompts, **options)
+        return completions if return_logps else [[completion.tokens for completion in row] for row in completions]
+    if return_logps:
+        raise ValueError("done= keeps ids only: return_logps=True would have none for what was drawn before")
+
+    def keep(found: dict[int, list[Completion]]) -> None:
+        done.update({i: [completion.tokens for completion in row] for i, row in found.items()})
+
+    complete(model, prompts, known=set(done), on_batch=keep, **options)
+    return [done[i] for i in range(len(prompts))]
 
 
 def complete(
@@ -64,6 +88,8 @@ def complete(
     bf16: bool | None = False,
     rows_per_batch: int = 256,
     progress: str | None = None,
+    known: Collection[int] = (),
+    on_batch: Callable[[dict[int, list[Completion]]], None] | None = None,
 ) -> list[list[Completion]]:
     """n responses y ~ pi(.|x) to each prompt, with the log-probs of their tokens.
 
@@ -77,6 +103,8 @@ def complete(
     repeat at the same rows_per_batch only. Log-softmax and probabilities are fp32 always, but of logits that carry
     bf16's rounding (0.02 nats a token): for log-probs to train on use `token_logps`.
     rows_per_batch: responses decoded together. progress: a label shows a bar. Dropout is off meanwhile.
+    known: numbers of prompts that need no responses; a batch of such prompts alone is left out, the others stay as they
+    are, so that rounding stays too. on_batch: is given {number of the prompt: its completions} after every batch.
     Returns one list per prompt, in order, of n completions; a response without EOS was cut at max_new_tokens.
     Raises ValueError on an empty prompt, a length beyond the model's positions, or a setting out of range;
     FloatingPointError that names the prompt if the model's logits are not numbers.
@@ -95,6 +123,9 @@ def complete(
     with bar, eval_mode(model), torch.inference_mode():
         model = in_bf16(model, bf16)
         for batch in prompt_batches(prompts, max(1, rows_per_batch // n), one_length=reruns(model)):
+            if all(i in known for i in batch):
+                bar.update(len(batch) * n)
+                continue
             uniforms = None if greedy else uniform_streams(seed, batch, n, max_new_tokens)
             try:
                 done = _decode(
@@ -107,14 +138,10 @@ def complete(
                 ) from None
             for k, i in enumerate(batch):
                 completions[i] = done[k * n : (k + 1) * n]
+            if on_batch is not None:
+                on_batch({i: completions[i] for i in batch})
             bar.update(len(done))
     return completions
-
-
-def uniform_streams(seed: int, prompt_indices: Sequence[int], n: int, length: int) -> Tensor:
-    """u[i * n + j, t] ~ U[0, 1): the stream of (seed, prompt i, response j), the same for every batch and length."""
-    keys = [(seed, i, j) for i in prompt_indices for j in range(n)]
-    return torch.stack([torch.from_numpy(np.random.default_rng(k).random(length, dtype=np.float32)) for k in keys])
 
 
 def token_logps(model, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -128,30 +155,6 @@ def token_logps(model, prompts: Sequence[Sequence[int]], responses: Sequence[Seq
             for i, values, mask in zip(indices, result.token_logps[:, 0], result.mask[:, 0], strict=True):
                 logps[i] = values[mask].tolist()
     return logps
-
-
-def next_tokens(logits: Tensor, uniforms: Tensor, temperature: float | Tensor = 1.0, top_p: float = 1.0) -> Tensor:
-    """The token at which the distribution function of softmax(logits / temperature), cut to top_p, exceeds u.
-
-    logits: [B, V]. uniforms: [B] in [0, 1). temperature: one, or [B, 1]. Returns [B]. The nucleus is the smallest set
-    of most likely tokens with mass >= top_p (Holtzman et al., 1904.09751): one token at least, renormalised.
-    """
-    probs = torch.softmax(logits.float() / temperature, dim=-1)
-    if top_p >= 1.0:
-        return _inverse_cdf(probs, uniforms)
-    probs, order = probs.sort(dim=-1, descending=True, stable=True)
-    mass_before = probs.cumsum(-1) - probs
-    mass_before[:, 0] = 0.0
-    return order.gather(-1, _inverse_cdf(probs.masked_fill(mass_before >= top_p, 0.0), uniforms)[:, None])[:, 0]
-
-
-def _inverse_cdf(weights: Tensor, uniforms: Tensor) -> Tensor:
-    """min { v : sum_{w <= v} weights_w > u * total }: never a token of weight zero, whatever the rounding."""
-    cumulative = weights.cumsum(-1)
-    total = cumulative[:, -1]
-    below_total = torch.nextafter(total, torch.zeros_like(total))
-    thresholds = torch.minimum(uniforms.to(total) * total, below_total)
-    return torch.searchsorted(cumulative, thresholds[:, None], right=True)[:, 0]
 
 
 class NotANumber(FloatingPointError):
@@ -202,39 +205,6 @@ def _decode(
     return [Completion(y, values[: len(y)]) for y, values in zip(responses, logps.tolist(), strict=True)]
 
 
-def cut_at_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
-    """Up to the first id that ends a response, that included."""
-    found = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-    return tokens[: found + 1]
-
-
-def ending_ids(eos_token_id: int | Sequence[int], model=None) -> list[int]:
-    """What ends a response: the given id or ids, and those of the model's generation config, as `generate` has it.
-
-    Chat models end a turn by another token than the tokenizer's EOS, and name both in generation_config.json.
-    """
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends: list[int] = []
-    for given in (eos_token_id, configured):
-        ids = given if isinstance(given, list | tuple) else [given]
-        ends += [token for token in ids if token is not None and token not in ends]
-    if not ends:
-        raise ValueError("eos_token_id is None: name the token that ends a response")
-    return ends
-
-
-def prompt_batches(prompts: Sequence[Sequence[int]], size: int, *, one_length: bool = False) -> list[list[int]]:
-    """Indices of the prompts, shortest first, `size` at a time; one_length: no batch mixes lengths."""
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    batches: list[list[int]] = []
-    for i in by_length:
-        full = not batches or len(batches[-1]) == size
-        if full or (one_length and len(prompts[batches[-1][0]]) != len(prompts[i])):
-            batches.append([])
-        batches[-1].append(i)
-    return batches
-
-
 def in_bf16(model, bf16: bool | None):
     """The model, or a copy whose parameters are bf16; buffers stay, for rotary frequencies in bf16 lose positions."""
     wanted = bf16_speed(model.device).startswith("native") if bf16 is None else bf16
@@ -244,48 +214,3 @@ def in_bf16(model, bf16: bool | None):
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
     return model
-
-
-def each_temperature(n: int, temperature: float, temperatures: Sequence[float] | None) -> list[float]:
-    """One temperature for each of the n responses."""
-    if temperatures is None:
-        return [temperature] * n
-    if temperature != 1.0:
-        raise ValueError(f"give {temperature=} for all responses or {temperatures=} for each, not both")
-    if len(temperatures) != n:
-        raise ValueError(f"temperatures has {len(temperatures)} values for n={n} responses: give one for each")
-    return list(temperatures)
-
-
-def check_sampling(n: int, temperatures: list[float], top_p: float, max_new_tokens: int) -> None:
-    """Raises ValueError that names the setting that is out of range."""
-    check_positive("n", n)
-    check_positive("max_new_tokens", max_new_tokens)
-    for temperature in temperatures:
-        if not 0.0 < temperature < float("inf"):
-            raise ValueError(f"temperature={temperature}: must be above 0; for the most likely tokens use greedy=True")
-    if not 0.0 < top_p <= 1.0:
-        raise ValueError(f"top_p={top_p}: must be in (0, 1]")
-
-
-def check_positive(name: str, value: int) -> None:
-    """Raises ValueError unless value >= 1."""
-    if value < 1:
-        raise ValueError(f"{name}={value}: must be 1 or more")
-
-
-def check_prompts(model, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Raises ValueError for an empty prompt, one beyond the model's positions, or ids beyond its embeddings."""
-    max_positions = context_length(model)
-    for i, prompt in enumerate(prompts):
-        if len(prompt) == 0:
-            raise ValueError(f"prompt {i} has no token; give it at least a BOS or separator token")
-        if max_positions is not None and len(prompt) + max_new_tokens > max_positions:
-            raise ValueError(
-                f"prompt {i} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} it passes the model's "
-                f"{max_positions} positions: truncate the prompt or lower max_new_tokens"
-            )
-    check_examples(model, [Example(tuple(prompt), (), i) for i, prompt in enumerate(prompts)])
-    # a row may not cross the length at which a scaling of its positions changes, nor stand beside one that does
-    ends = [length for prompt in prompts for length in (len(prompt), len(prompt) + max_new_tokens)]
-    check_lengths(model, ends)

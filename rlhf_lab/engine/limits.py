@@ -81,7 +81,7 @@ def check_lengths(model, lengths: Iterable[int]) -> None:
         raise ValueError(
             f"{type(model).__name__} scales its rotary positions by {kind!r}, which depends on the longest row of a "
             f"batch: {longer} of {len(lengths)} rows pass its original {original} tokens. Keep all rows within "
-            f"{original} (max_length={original})" + (", or all beyond" if kind == "longrope" else "")
+            f"{original} (--max_length {original})" + (", or all beyond" if kind == "longrope" else "")
         )
 
 

@@ -76,7 +76,9 @@ def check_responses(examples: Sequence[Example], count: int, name: str, task: st
     """Raises ValueError if an example has not exactly `count` responses."""
     wrong = [example for example in examples if len(example.responses) != count]
     if wrong:
+        found = len(wrong[0].responses)
+        unread = ". A column `calibration` that is not to be read is left out with --columns calibration=none"
         raise ValueError(
             f"{name}: {task} needs {count} response(s) per example, but {len(wrong)} of {len(examples)} examples have "
-            f"another number, e.g. row {wrong[0].row} with {len(wrong[0].responses)}"
+            f"another number, e.g. row {wrong[0].row} with {found}{unread if (count, found) == (2, 3) else ''}"
         )

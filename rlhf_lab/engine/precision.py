@@ -32,7 +32,7 @@ def check_master_weights(model: nn.Module) -> None:
     if halves:
         raise ValueError(
             f"the model's trainable weights are {', '.join(map(str, halves))}; load it with dtype=torch.float32 "
-            "(master weights) and set bf16=True to compute in bf16"
+            "(master weights); --bf16 (bf16=True) computes in bf16 all the same"
         )
 
 

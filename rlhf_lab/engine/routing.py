@@ -32,7 +32,7 @@ def balancing_loss(model: PreTrainedModel, router_logits: tuple[Tensor, ...]) ->
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     if own is None or experts is None:
         raise ValueError(
-            f"{type(model).__name__} asks for a load-balancing loss (output_router_logits=True), but no function for "
-            "it is known: set output_router_logits=False to train without"
+            f"{type(model).__name__} asks for a load-balancing loss, but no function for it is known: put false for "
+            "output_router_logits into its config.json to train without"
         )
     return own(router_logits, experts, config.num_experts_per_tok, None)

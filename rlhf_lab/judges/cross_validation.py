@@ -1,7 +1,7 @@
 """How well can a judge, trained on comparisons, predict comparisons about OTHER prompts?
 
 Cross-validation by prompt: every comparison is judged once per seed, by a judge that saw no comparison of its prompt.
-Accuracies have intervals over prompts; those of the calibration's bins take comparisons as independent.
+All intervals are over prompts, so that a comparison counts once however many seeds judge it.
 Left in --out: report.json, report.png and each fold's verdicts, which are read back if the command runs again.
 """
 
@@ -17,13 +17,16 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from rlhf_lab.bradley_terry import preference_probability
 from rlhf_lab.common.assets import small_model_path
 from rlhf_lab.common.errors import interruptible
 from rlhf_lab.common.files import Clock, PathText, expanded, key_of, write_atomically
 from rlhf_lab.common.folders import owned
+from rlhf_lab.common.plots import save_png
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.records import load_preferences
 from rlhf_lab.data.tokens import tokenize_preferences
+from rlhf_lab.data.truncation import LongPrompts
 from rlhf_lab.engine.limits import choose_max_length
 from rlhf_lab.engine.loading import load_model, load_tokenizer
 from rlhf_lab.engine.precision import bf16_speed, pick_device
@@ -47,6 +50,8 @@ class JudgeSettings:
     seeds: of the folds, the new head and the order of training; every seed repeats the whole cross-validation.
     max_length: tokens of prompt plus one response (pairwise: both); default: the model's context, at most 1024.
     max_prompt_length, max_response_length: a prompt keeps its end, a response its beginning.
+    long_prompts: refuse the file, truncate or drop prompts that are longer, or that fill max_length alone; default:
+    truncate if max_prompt_length is given, else refuse (as in `rlhf-lab train reward`).
     learning_rate, epochs, batch_size (comparisons per step): of each fold's training.
     Raises ValueError that names the setting.
     """
@@ -63,6 +68,7 @@ class JudgeSettings:
     max_length: int | None = None
     max_prompt_length: int | None = None
     max_response_length: int | None = None
+    long_prompts: LongPrompts | None = None
     learning_rate: float = 1e-4
     epochs: float = 1.0
     batch_size: int = 16
@@ -96,7 +102,7 @@ class Comparisons(NamedTuple):
     examples: list[Example]
     prompts: list[str]
     lengths: np.ndarray
-    cuts: dict[str, int]
+    cuts: dict[str, int | dict[str, int]]
 
 
 def judge(settings: JudgeSettings) -> dict:
@@ -117,7 +123,8 @@ def _judge(settings: JudgeSettings, out: Path) -> dict:
     del model
     judged, said, by_seed = cross_validate(settings, folder, tokenizer, data, facts, clock)
     scores = said[:, 1:] if settings.kind == "bradley-terry" else None
-    verdicts = Verdicts(said[:, 0], data.lengths[judged], scores=scores, groups=[data.prompts[i] for i in judged])
+    groups = [data.prompts[i] for i in judged]
+    verdicts = Verdicts(said[:, 0], data.lengths[judged], scores=scores, groups=groups, comparisons=judged)
     result = {
         "settings": asdict(settings) | {"data": Path(settings.data).name, "out": "", "model": Path(folder).name},
         "cuts": data.cuts,
@@ -127,8 +134,7 @@ def _judge(settings: JudgeSettings, out: Path) -> dict:
         "seconds": sum(clock.seconds.values()),
     }
     write_atomically(out / "report.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    figure = draw_report({settings.kind: result["report"]})
-    figure.savefig(out / "report.png", dpi=130, metadata={"Software": None})
+    save_png(draw_report({settings.kind: result["report"]}), out / "report.png")
     return result
 
 
@@ -162,14 +168,14 @@ def read_comparisons(settings: JudgeSettings, tokenizer, max_length: int) -> Com
         max_length=max_length,
         max_prompt_length=settings.max_prompt_length,
         max_response_length=settings.max_response_length,
+        long_prompts=settings.long_prompts,
         drop_invalid=settings.drop_invalid,
     )
     print(f"{found}\n{counts}")
     of_row = {record.row: record for record in records}
     kept = [of_row[example.row] for example in examples]
     lengths = np.array([[len(_plain(r.chosen)), len(_plain(r.rejected))] for r in kept])
-    cuts = {name: value for name, value in vars(counts).items() if name != "dropped"}
-    return Comparisons(examples, [repr(record.prompt) for record in kept], lengths, cuts)
+    return Comparisons(examples, [repr(record.prompt) for record in kept], lengths, counts.facts)
 
 
 def split_by_group(groups: Sequence[str], folds: int, seed: int) -> list[tuple[list[int], list[int]]]:
@@ -203,7 +209,7 @@ def _fold(
         model = train_reward(folder, tokenizer, train, training).model
     rows = [(example.prompt, response) for example in test for response in example.responses]
     scores = values_of_rows(model, rows, reward_scores).unflatten(0, (-1, 2)).double()
-    probabilities = torch.sigmoid(scores[:, 0] - scores[:, 1])
+    probabilities = preference_probability(scores[:, 0], scores[:, 1])
     return torch.cat([probabilities[:, None], scores], 1).tolist()
 
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
+from rlhf_lab.data.contents import Content
 from rlhf_lab.judges.rouge import rouge_l
 
 # judge(prompts, n responses to each, one reference per prompt or None) -> n scores per prompt; higher is better.
-Judge = Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[str] | None], list[list[float]]]
+# A prompt is text, or a tuple of messages if the user's own prompts are; responses are text always.
+Judge = Callable[[Sequence[Content], Sequence[Sequence[str]], Sequence[str] | None], list[list[float]]]
 
 
 def gold_score(response: str, reference: str, length_penalty: float = 0.0) -> float:
@@ -23,7 +25,7 @@ def gold_judge(length_penalty: float = 0.0) -> Judge:
         raise ValueError(f"length_penalty={length_penalty}: must be a finite number, 0 or above")
 
     def judge(
-        prompts: Sequence[str], responses: Sequence[Sequence[str]], references: Sequence[str] | None = None
+        prompts: Sequence[Content], responses: Sequence[Sequence[str]], references: Sequence[str] | None = None
     ) -> list[list[float]]:
         if references is None or not len(references) == len(prompts) == len(responses):
             found = "none" if references is None else len(references)

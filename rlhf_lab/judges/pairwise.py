@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf_lab.data.contents import Content
 from rlhf_lab.data.encoding import Ids, bos_id, response_ids
 from rlhf_lab.data.examples import Example
-from rlhf_lab.data.tokens import keep_last
+from rlhf_lab.data.truncation import keep_last
 from rlhf_lab.engine.batches import Batch
 from rlhf_lab.engine.limits import choose_max_length
 from rlhf_lab.engine.loading import load_model
@@ -75,7 +76,7 @@ def slot_row(context: Ids, first: Ids, second: Ids, tokenizer, max_length: int) 
     slots = slots_of(tokenizer)
     room = max_length - sum(map(len, slots[:3])) - 1
     if room < 4:
-        raise ValueError(f"max_length={max_length} leaves {room} tokens for context and responses; give more")
+        raise ValueError(f"--max_length {max_length} leaves {room} tokens for context and responses; give more")
     first, second = (ids[:-1] if ids[-1:] == (tokenizer.eos_token_id,) else ids for ids in (first, second))
     space = room - min(len(context), room // 2)
     cap = max(space // 2, space - min(len(first), len(second)))
@@ -176,7 +177,7 @@ def pairwise_judge(
     slots_of(tokenizer)
 
     def judge(
-        prompts: Sequence[str], responses: Sequence[Sequence[str]], references: Sequence[str] | None = None
+        prompts: Sequence[Content], responses: Sequence[Sequence[str]], references: Sequence[str] | None = None
     ) -> list[list[float]]:
         encoded = encode_responses(prompts, responses, tokenizer)
         examples = [Example(prompt, tuple(texts)) for prompt, texts in encoded]

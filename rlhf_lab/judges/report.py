@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf_lab.common.bootstrap import Interval, bootstrap_mean
+from rlhf_lab.common.intervals import Interval, bootstrap_mean, grouped_mean, share_interval
 
-RESAMPLES = 4000
 # Finer where most judges are: not at all sure.
 CERTAINTY_BINS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9, 1.0)
 
@@ -22,8 +21,9 @@ class Verdicts:
     """What a judge says about N comparisons whose right answer (the label) is known.
 
     probabilities: [N], P(chosen beats rejected) by the judge; 1/2 is a tie. lengths: [N, 2], characters or tokens of
-    (chosen, rejected). scores: [N, 2], the judge's scores, if it gives scores. gold: [N, 2], the gold judge's. groups:
-    N names of what is independent (the prompt: comparisons of one prompt's responses are not); None: each by itself.
+    (chosen, rejected). scores: [N, 2], the judge's scores, if it gives scores. gold: [N, 2], the gold judge's.
+    comparisons: N names, if some comparisons were judged more than once (with other seeds), else None. groups: N names
+    of what is independent (the prompt: comparisons of one prompt's responses are not); None: each comparison by itself.
     Raises ValueError if shapes differ, a number is not finite, or a probability is out of [0, 1].
     """
 
@@ -32,6 +32,7 @@ class Verdicts:
     scores: np.ndarray | None = None
     gold: np.ndarray | None = None
     groups: Sequence[Hashable] | None = None
+    comparisons: Sequence[Hashable] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.probabilities)
@@ -45,42 +46,15 @@ class Verdicts:
                 raise ValueError(f"Verdicts: {name} must be finite and one row per comparison, got {value.shape}")
         if count < 2 or not ((self.probabilities >= 0) & (self.probabilities <= 1)).all():
             raise ValueError("Verdicts: two or more comparisons are needed, with probabilities in [0, 1]")
-        if self.groups is not None and len(self.groups) != count:
-            raise ValueError(f"Verdicts: {len(self.groups)} groups for {count} comparisons")
+        for name in ("groups", "comparisons"):
+            if getattr(self, name) is not None and len(getattr(self, name)) != count:
+                raise ValueError(f"Verdicts: {len(getattr(self, name))} {name} for {count} verdicts")
 
-
-def wilson(successes: float, count: int, z: float = 1.959964) -> Interval:
-    """A share with its 95% interval: (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), in [0, 1].
-
-    For independent draws; it is sound near 0 and 1, where the bootstrap is not. Source: Wilson (1927).
-    """
-    if not 0 <= successes <= count or count < 1:
-        raise ValueError(f"wilson: {successes} successes of {count}")
-    share = successes / count
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
-
-
-def grouped_mean(values: np.ndarray, groups: Sequence[Hashable], *, seed: int = 0) -> Interval:
-    """Mean of all values, 95% percentile interval by resampling whole groups: sum of sums / sum of counts.
-
-    Raises ValueError for fewer than two groups.
-    """
-    _, index = np.unique(np.array([repr(group) for group in groups]), return_inverse=True)
-    sums, counts = np.bincount(index, weights=values), np.bincount(index)
-    if len(sums) < 2:
-        raise ValueError("grouped_mean: an interval over groups needs two or more of them")
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(RESAMPLES, len(sums)))
-    low, high = np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), [0.025, 0.975])
-    return Interval(float(np.mean(values)), float(low), float(high))
-
-
-def share(hits: np.ndarray, groups: Sequence[Hashable] | None, seed: int = 0) -> dict[str, float]:
-    """Mean of hits (0, 1, ties 1/2) with its interval: over groups if there are any, else Wilson's."""
-    independent = groups is None or len(set(groups)) in (1, len(hits))
-    interval = wilson(float(hits.sum()), len(hits)) if independent else grouped_mean(hits, groups, seed=seed)
-    return interval._asdict()
+    @property
+    def independent(self) -> Sequence[Hashable]:
+        """N names of what is independent: the groups, else the comparisons, else each verdict by itself."""
+        given = (self.groups, self.comparisons, range(len(self.probabilities)))
+        return next(names for names in given if names is not None)
 
 
 def wins(differences: np.ndarray) -> np.ndarray:
@@ -88,42 +62,59 @@ def wins(differences: np.ndarray) -> np.ndarray:
     return (np.sign(differences) + 1) / 2
 
 
-def judge_report(verdicts: Verdicts, *, seed: int = 0) -> dict:
+def length_rules(lengths: np.ndarray, groups: Sequence[Hashable]) -> dict[str, Interval]:
+    """How often the longer response is the chosen one, and the shorter: what a judge must beat. Equal lengths: 1/2.
+
+    lengths: [N, 2] of (chosen, rejected). groups: N names of what is independent. Both directions: where short answers
+    win, a judge may beat always-longer and be worse than a ruler. {"always_longer", "always_shorter"}.
+    """
+    longer = wins(lengths[:, 0] - lengths[:, 1])
+    return {"always_longer": share_interval(longer, groups), "always_shorter": share_interval(1 - longer, groups)}
+
+
+def judge_report(verdicts: Verdicts) -> dict:
     """All of it as numbers that JSON can hold; the figure of it is `report_figure.draw_report`.
 
-    accuracy {mean, low, high}: share of comparisons in which the judge prefers the chosen one; always_longer: the same
-    for the judge that takes the longer response, always_shorter for the shorter one; length_rule: the better of the
-    two here; gain_over_length: the paired difference to it, gain_over_longer to always_longer. log_loss: mean
-    -log p(label); of a coin .693. calibration, length, gold_agreement: see the functions of these names.
+    comparisons: how many different ones; verdicts: how many were given, more if several seeds judged them; groups: how
+    many are independent. Intervals are over groups: a comparison counts once however often it was judged. accuracy
+    {mean, low, high}: share of verdicts in which the judge prefers the chosen one; always_longer: the same for the
+    judge that takes the longer response, always_shorter for the shorter one; length_rule: the better of the two here;
+    gain_over_length: the paired difference to it, gain_over_longer to always_longer. log_loss: mean -log p(label); of a
+    coin .693. calibration, length, gold_agreement: see the functions of these names.
     """
     v = verdicts
     hits, longer = wins(v.probabilities - 0.5), wins(v.lengths[:, 0] - v.lengths[:, 1])
-    # Both directions: where short answers win, a judge may beat always-longer and be worse than a ruler.
     rule, by_length = ("always_longer", longer) if longer.mean() >= 0.5 else ("always_shorter", 1 - longer)
-    each = list(range(len(hits))) if v.groups is None else v.groups
+    each = v.independent
     report = {
-        "comparisons": len(hits),
+        "comparisons": len(hits) if v.comparisons is None else len(set(v.comparisons)),
+        "verdicts": len(hits),
         "groups": len(set(each)),
-        "accuracy": share(hits, v.groups, seed),
-        "always_longer": share(longer, v.groups, seed),
-        "always_shorter": share(1 - longer, v.groups, seed),
+        "accuracy": share_interval(hits, each),
+        **length_rules(v.lengths, each),
         "length_rule": rule,
-        "gain_over_length": grouped_mean(hits - by_length, each, seed=seed)._asdict(),
-        "gain_over_longer": grouped_mean(hits - longer, each, seed=seed)._asdict(),
+        "gain_over_length": grouped_mean(hits - by_length, each),
+        "gain_over_longer": grouped_mean(hits - longer, each),
         "log_loss": float(-np.log(np.clip(v.probabilities, 1e-12, None)).mean()),
-        "calibration": calibration(v.probabilities),
+        "calibration": calibration(v.probabilities, groups=each),
         "length": length_bias(v),
     }
     if v.gold is not None:
-        report["gold_agreement"] = gold_agreement(v, seed=seed)
+        report["gold_agreement"] = gold_agreement(v)
     return report
 
 
-def calibration(probabilities: np.ndarray, edges: Sequence[float] = CERTAINTY_BINS) -> dict:
+def calibration(
+    probabilities: np.ndarray,
+    edges: Sequence[float] = CERTAINTY_BINS,
+    *,
+    groups: Sequence[Hashable] | None = None,
+) -> dict:
     """How often is the judge right when it is so sure? Per bin of certainty max(p, 1 - p): mean and share right.
 
-    probabilities: [N], P(chosen beats rejected). error: the expected calibration error, sum of bin shares times
-    |certainty - accuracy|. Empty bins are left out. Certainty and not p, for which of a pair is "first" means nothing.
+    probabilities: [N], P(chosen beats rejected). groups: N names of what is independent, see `Verdicts`. error: the
+    expected calibration error, sum of bin shares times |certainty - accuracy|. Empty bins are left out. Certainty and
+    not p, for which of a pair is "first" means nothing.
     """
     certainty, right = np.maximum(probabilities, 1 - probabilities), wins(probabilities - 0.5)
     place = np.clip(np.digitize(certainty, edges[1:-1]), 0, len(edges) - 2)
@@ -132,7 +123,8 @@ def calibration(probabilities: np.ndarray, edges: Sequence[float] = CERTAINTY_BI
         inside = place == k
         if inside.any():
             row = {"low": edges[k], "high": edges[k + 1], "count": int(inside.sum())}
-            accuracy = wilson(float(right[inside].sum()), int(inside.sum()))._asdict()
+            named = None if groups is None else [groups[i] for i in np.flatnonzero(inside)]
+            accuracy = share_interval(right[inside], named)
             bins.append(row | {"certainty": float(certainty[inside].mean()), "accuracy": accuracy})
     gaps = [b["count"] * abs(b["certainty"] - b["accuracy"]["mean"]) for b in bins]
     return {"bins": bins, "error": float(sum(gaps) / len(probabilities))}
@@ -161,9 +153,14 @@ def length_bias(verdicts: Verdicts) -> dict:
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Correlation of ranks in [-1, 1], equal values sharing their mean rank; None if one of them is constant."""
+    """Correlation of ranks in [-1, 1], equal values sharing their mean rank; None if one of them is constant.
+
+    Raises ValueError for a value that is not a number: it has no rank.
+    """
     ranks = []
     for values in (a, b):
+        if np.isnan(values).any():
+            raise ValueError("spearman: a value is not a number (nan), so it has no rank")
         _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
         if len(counts) < 2:
             return None
@@ -171,7 +168,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-def gold_agreement(verdicts: Verdicts, bins: int = 4, *, seed: int = 0) -> list[dict]:
+def gold_agreement(verdicts: Verdicts, bins: int = 4) -> list[dict]:
     """Share of comparisons on which judge and gold agree, by the size of gold's margin (quantiles, ties left out).
 
     Needs verdicts.gold. Each row: low, high and mean of |margin|, count, agreement {mean, low, high}. A judge that is
@@ -184,9 +181,9 @@ def gold_agreement(verdicts: Verdicts, bins: int = 4, *, seed: int = 0) -> list[
     rows = []
     for part in np.array_split(kept[np.argsort(size[kept], kind="stable")], bins):
         if len(part):
-            groups = None if verdicts.groups is None else [verdicts.groups[i] for i in part]
+            groups = [verdicts.independent[i] for i in part]
             row = {"low": float(size[part].min()), "high": float(size[part].max()), "mean": float(size[part].mean())}
-            rows.append(row | {"count": len(part), "agreement": share(agree[part], groups, seed)})
+            rows.append(row | {"count": len(part), "agreement": share_interval(agree[part], groups)})
     return rows
 
 
@@ -218,7 +215,7 @@ def best_of_n(
     for n in ns:
         weights = np.array([math.comb(k - 1, n - 1) / math.comb(total, n) for k in range(1, total + 1)])
         values = {"proxy": by_proxy @ weights, "gold": gold_by_proxy @ weights, "best": np.sort(gold, axis=1) @ weights}
-        means = {name: bootstrap_mean(value, seed=seed)._asdict() for name, value in values.items()}
+        means = {name: bootstrap_mean(value, seed=seed) for name, value in values.items()}
         rows.append({"n": n, "kl": best_of_n_kl(n), **means})
     return rows
 

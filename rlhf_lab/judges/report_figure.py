@@ -50,7 +50,8 @@ def _draw_calibration(ax: Axes, bins: dict[str, list[dict]]) -> None:
         certainty, accuracy = [b["certainty"] for b in rows], [b["accuracy"] for b in rows]
         _line_with_intervals(ax, certainty, accuracy, colour, name)
     ax.set(title="Calibration", xlabel="how sure the judge is", ylabel="share right", xlim=(0.48, 1.02))
-    ax.legend(loc="lower right" if len(bins) > 1 else "best")
+    for text in ax.legend(loc="lower right" if len(bins) > 1 else "best").get_texts():
+        text.set_parse_math(False)  # a dollar sign in a judge's name starts no formula
 
 
 def _draw_agreement(ax: Axes, graded: dict[str, list[dict]]) -> None:
@@ -66,6 +67,7 @@ def _draw_best_of_n(ax: Axes, curve: Sequence[dict]) -> None:
     ax.plot(kl, [row["best"]["mean"] for row in curve], color=GREY, linestyle="--", label="gold, perfect judge")
     label_ends(ax)
     ax.set(title="Best of n by the judge", xlabel="KL, log n - (n - 1) / n, nats", ylabel="gold score")
+    ax.set_xlim(right=1.8 * kl[-1])  # the labels stand inside, for the right edge has the ticks of the judge's score
     proxy = ax.twinx()
     proxy.plot(kl, [row["proxy"]["mean"] for row in curve], color=PROXY, marker="s", markersize=4)
     proxy.set_ylabel("judge's score", color=PROXY)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlhf_lab.common.errors import cause
+from rlhf_lab.data.contents import Content
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import Batch
 from rlhf_lab.engine.hidden import last_hidden
@@ -78,8 +79,8 @@ def scalar_head(model: PreTrainedModel) -> nn.Linear:
     head = getattr(model, "score", None)
     if not (isinstance(head, nn.Linear) and head.out_features == 1 and head.bias is None):
         raise ValueError(
-            f"{type(model).__name__} has no scalar head: make a reward model of it with reward_model(model), or give a "
-            "sequence-classification model with num_labels=1 and a head named `score` without bias"
+            f"{type(model).__name__} has no scalar head: give a causal language model, which `reward_model` makes a "
+            "reward model, or a sequence-classification model with num_labels 1 and a head named `score` without bias"
         )
     return head
 
@@ -105,8 +106,8 @@ def _checked(model: PreTrainedModel) -> PreTrainedModel:
     if text.pad_token_id is not None and text.pad_token_id in _ends(text):
         raise ValueError(
             f"{type(model).__name__}: config.pad_token_id is its EOS ({text.pad_token_id}), so plain transformers "
-            "scores a response at the token before its EOS, and we at the EOS: one model would give two scores. Set "
-            "model.config.pad_token_id to None or to another token, as it was trained"
+            "scores a response at the token before its EOS, and we at the EOS: one model would give two scores. Put "
+            "null or another token, as it was trained, for pad_token_id into its config.json"
         )
     return model
 
@@ -120,14 +121,14 @@ def reward_judge(
 ) -> Judge:
     """The judge that scores each response by a trained reward model: r(x, y), comparable within a prompt only.
 
-    max_length: tokens of prompt plus response, cut by the rule of `data.tokens`; default: 1024, or the context if
+    max_length: tokens of prompt plus response, cut by the rule of `data.truncation`; default: 1024, or the context if
     shorter. A response gets the same score whatever else is asked. Raises ValueError if `model` is no reward model.
     """
     scalar_head(model)
     limit = choose_max_length(model, max_length)
 
     def judge(
-        prompts: Sequence[str], responses: Sequence[Sequence[str]], references: Sequence[str] | None = None
+        prompts: Sequence[Content], responses: Sequence[Sequence[str]], references: Sequence[str] | None = None
     ) -> list[list[float]]:
         encoded = encode_responses(prompts, responses, tokenizer)
         rows = [cut_row((prompt, response), tokenizer, limit) for prompt, texts in encoded for response in texts]

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_lab.data.encoding import Ids, bos_id, encode_prompt, encode_response
+from rlhf_lab.data.contents import Content
+from rlhf_lab.data.encoding import Ids, add_bos_eos, bos_id, chat_response_ids, encode_prompt, encode_response
 from rlhf_lab.data.examples import Example
-from rlhf_lab.data.tokens import Limits, truncate
+from rlhf_lab.data.truncation import Limits, truncate
 from rlhf_lab.engine.batches import Batch, collate, token_budget_batches
 from rlhf_lab.engine.limits import check_examples
 from rlhf_lab.engine.models import eval_mode
@@ -24,24 +25,33 @@ TOKENS_PER_BATCH = 8192
 
 
 def encode_responses(
-    prompts: Sequence[str], responses: Sequence[Sequence[str]], tokenizer
+    prompts: Sequence[Content], responses: Sequence[Sequence[str]], tokenizer
 ) -> list[tuple[Ids, list[Ids]]]:
-    """(prompt ids, ids of each response, EOS included) per prompt; an empty response is EOS alone.
+    """(prompt ids, ids of each response, its end included) per prompt: the tokens that a judge is trained on.
 
+    A prompt of messages is rendered by the tokenizer's template, and a response to it is the assistant's message, with
+    the end that the template writes; an empty response is its end alone. Decoding ids and encoding the text again would
+    spell the template's special tokens as text.
     Raises ValueError if the two lists have different lengths, or a prompt has no token.
     """
     if len(prompts) != len(responses):
         raise ValueError(f"a judge needs responses to every prompt: {len(prompts)} prompts, {len(responses)} lists")
-
-    def encoded(text: str) -> Ids:
-        return encode_response(text, tokenizer) if text.strip() else (tokenizer.eos_token_id,)
-
     pairs = zip(prompts, responses, strict=True)
-    return [(encode_prompt(prompt, tokenizer), [encoded(text) for text in texts]) for prompt, texts in pairs]
+    return [
+        (encode_prompt(prompt, tokenizer), [_encoded(prompt, text, tokenizer) for text in texts])
+        for prompt, texts in pairs
+    ]
+
+
+def _encoded(prompt: Content, text: str, tokenizer) -> Ids:
+    if not isinstance(prompt, str):
+        ids = chat_response_ids(prompt, ({"role": "assistant", "content": text},), tokenizer)
+        return add_bos_eos((), (ids,), tokenizer)[1][0]
+    return encode_response(text, tokenizer) if text.strip() else (tokenizer.eos_token_id,)
 
 
 def cut_row(row: Row, tokenizer, max_length: int) -> Row:
-    """The row within max_length by the rule of `data.tokens`: the prompt's start goes, down to half, then the end."""
+    """The row within max_length, by `data.truncation`: the prompt's start goes, down to half, then the end."""
     prompt, responses = truncate(row[0], [row[1]], Limits(max_length), bos_id(tokenizer))
     return prompt, responses[0]
 

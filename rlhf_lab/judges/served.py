@@ -19,9 +19,11 @@ from typing import Any, Literal
 import torch
 
 from rlhf_lab.common.files import key_of
+from rlhf_lab.common.journal import kept
+from rlhf_lab.data.contents import Content
 from rlhf_lab.data.problems import shorten
-from rlhf_lab.engine.generate import check_positive
-from rlhf_lab.engine.serving.connection import ask, ask_all, check_server, kept, one_choice
+from rlhf_lab.engine.options import check_positive
+from rlhf_lab.engine.serving.connection import ask, ask_all, check_server, one_choice
 from rlhf_lab.engine.serving.exchange import Server, ServerError, base_url
 from rlhf_lab.judges.gold import Judge
 from rlhf_lab.judges.pairwise import MARKERS, both_orders, tournament_scores
@@ -59,8 +61,13 @@ def server_judge(
     base = base_url(url)
 
     def judge(
-        prompts: Sequence[str], responses: Sequence[Sequence[str]], references: Sequence[str] | None = None
+        prompts: Sequence[Content], responses: Sequence[Sequence[str]], references: Sequence[str] | None = None
     ) -> list[list[float]]:
+        if messages := sum(not isinstance(prompt, str) for prompt in prompts):
+            raise ValueError(
+                f"{messages} of {len(prompts)} prompts are messages, and a served judge has no chat template: give "
+                "text prompts, or judge by a model's folder"
+            )
         server = Server(base, model_name, api_key_variable, timeout, retries, backoff)
         rows = list(zip(prompts, responses, strict=True))
         asked = [question(prompt, *pair) for prompt, texts in rows for pair in permutations(texts, 2)]
@@ -102,7 +109,7 @@ def _answers(
         body = {"model": server.model_name, "prompt": texts[index], **limit}
         return first_wins(server, ask(server, "/v1/completions", body), f"comparison {index} of {len(texts)}", kind)
 
-    name = f".judged-{key_of(model=server.model_name, kind=kind, texts=texts)}.json"
+    name = f".judged-{key_of(model=server.model_name, kind=kind, texts=texts)}.jsonl"
     with kept(work and work / name) as done:
         found = done["judged"]
         missing = [(i, 0) for i in range(len(texts)) if (i, 0) not in found]
@@ -119,7 +126,7 @@ def _top_logprobs(server: Server, choice: dict[str, Any], name: str) -> dict[str
     if not tokens:
         raise ServerError(
             f"{server.url}, {name}: the answer has no top_logprobs. Judge by a server that returns them (vLLM), or set "
-            "judge_answer='letter', which counts the letter that it writes as 0 or 1"
+            "--judge_answer letter, which counts the letter that it writes as 0 or 1"
         )
     first = tokens[0] if isinstance(tokens, list) else None
     numbers = list(first.values()) if isinstance(first, dict) else []

@@ -10,14 +10,18 @@ from pathlib import Path
 
 import torch
 
+from rlhf_lab.common.files import write_atomically
+from rlhf_lab.common.intervals import number
+from rlhf_lab.common.markdown import markdown_table
 from rlhf_lab.data.docstrings import DocstringPair
 from rlhf_lab.engine.loading import load_model, load_tokenizer
 from rlhf_lab.engine.saving import save_model
 from rlhf_lab.pretraining.mixture import LATE_SHARES, SHARES
 from rlhf_lab.pretraining.recipe import Data, summary_examples
-from rlhf_lab.summarization.candidates import sample_candidates
-from rlhf_lab.summarization.evaluation import lead_words, summary_statistics
 from rlhf_lab.training.reference import reference_logps
+from rlhf_lab.workflow.candidates import sample_candidates
+from rlhf_lab.workflow.measures import lead_words, summary_measures
+from rlhf_lab.workflow.prompts import document_rows
 
 SAMPLES = 4
 
@@ -46,8 +50,8 @@ def measure(model, tokenizer, data_pairs: Sequence[DocstringPair], loss_examples
         {"description": d.description, "human": d.summary, "greedy": g[0].text, "sampled": s[0].text}
         for d, g, s in zip(documents[:8], greedy, sampled, strict=False)
     ]
-    statistics = summary_statistics(greedy, documents), summary_statistics(sampled, documents)
-    return Quality(split, len(documents), loss, *statistics, lead_words(documents), shown)
+    statistics = summary_measures(greedy, documents), summary_measures(sampled, documents)
+    return Quality(split, len(documents), loss, *statistics, lead_words(document_rows(tokenizer, documents)), shown)
 
 
 def export(model, data: Data, facts: dict, name: str, folder: Path) -> Quality:
@@ -57,8 +61,8 @@ def export(model, data: Data, facts: dict, name: str, folder: Path) -> Quality:
     quality = measure(shipped, tokenizer, data.pairs, summary_examples(data, "test"))
     parameters = sum(p.numel() for p in shipped.parameters())
     results = {"name": name, "parameters": parameters, **facts, "quality": vars(quality), "versions": _versions()}
-    (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
-    (folder / "README.md").write_text(card(results), encoding="utf8")
+    write_atomically(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(folder / "README.md", card(results))
     return quality
 
 
@@ -72,11 +76,7 @@ def card(results: dict) -> str:
         (f"sampled, temperature 1, {SAMPLES} a document", quality["sampled"]),
         (f"first {quality['lead_words']['words']} words of the document", quality["lead_words"]),
     ]
-    table = "\n".join(
-        f"| {label} | {s['reward']['mean']:.3f} ({s['reward']['low']:.3f} to {s['reward']['high']:.3f}) "
-        f"| {s['rouge']['rouge1']:.3f} | {s['rouge']['rouge2']:.3f} | {s.get('length', float('nan')):.1f} |"
-        for label, s in rows
-    ).replace("nan", "-")
+    table = markdown_table([("summaries", "ROUGE-L", "ROUGE-1", "ROUGE-2", "tokens"), *(_row(*row) for row in rows)])
     samples = "\n\n".join(
         f"    document  {e['description']}\n    human     {e['human']}\n"
         f"    greedy    {e['greedy']}\n    sampled   {e['sampled']}"
@@ -107,8 +107,6 @@ documentation: `description <tldr> summary <eos>`. Made to be preference-tuned i
 intervals over documents; measured on the shipped bf16 weights. Held-out loss {quality["loss"]:.3f} nats per summary
 token.
 
-| summaries | ROUGE-L | ROUGE-1 | ROUGE-2 | tokens |
-|---|---|---|---|---|
 {table}
 
 The first documents of the test split, not chosen:
@@ -134,29 +132,33 @@ All settings and versions: `results.json` beside this file.
 """
 
 
+def _row(label: str, statistics: dict) -> tuple[str, ...]:
+    rouge = statistics["rouge"]
+    length = f"{statistics['length']:.1f}" if "length" in statistics else "-"
+    return label, number(statistics["reward"], ".3f"), f"{rouge['rouge1']:.3f}", f"{rouge['rouge2']:.3f}", length
+
+
 def human_labels(results: dict) -> str:
     """The card's section on human comparisons, with the baseline beside the judge; empty if nothing was measured."""
     found = results.get("human_labels")
     if found is None:
         return ""
-    judge, longer, gained = (
-        f"{v['mean']:.3f} ({v['low']:.3f} to {v['high']:.3f})"
-        for v in (found["accuracy"], found["always_longer"], found["gain_over_longer"])
-    )
+    rows = [
+        ("judge", "agrees"),
+        ("this model", number(found["accuracy"], ".3f")),
+        ("takes the longer response", number(found["always_longer"], ".3f")),
+        ("gain over that", number(found["gain_over_longer"], ".3f")),
+        ("coin", "0.500"),
+    ]
     seeds = found["accuracy_by_seed"]
     return f"""
 ## As a judge of human preferences
 
 Made a {found["kind"]} judge and trained on {found["dataset"]}: {found["comparisons"]:,} comparisons, \
 {found["folds"]} folds by prompt, {len(seeds)} seed{"s" * (len(seeds) != 1)}. Share of held-out
-comparisons in which it agrees with the human, 95% bootstrap intervals over {found["prompts"]} prompts:
+comparisons in which it agrees with the human, 95% intervals over {found["prompts"]} prompts:
 
-| judge | agrees |
-|---|---|
-| this model | {judge} |
-| takes the longer response | {longer} |
-| gain over that | {gained} |
-| coin | 0.500 |
+{markdown_table(rows)}
 
 By seed: {", ".join(f"{value:.3f}" for value in seeds.values())}.
 

@@ -1,14 +1,10 @@
 """Functions and classes with the summary line their authors wrote: tens of thousands of targets to condition on."""
 
 import ast
-import os
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm.auto import tqdm
-
-from rlhf_lab.data.docstrings import source_files
+from rlhf_lab.data.docstrings import Docstring, docstrings_of, parse_file, read_files
 
 MAX_CHARACTERS = 480
 
@@ -20,24 +16,37 @@ class Documented(NamedTuple):
     docstring: str
 
 
-def harvest_code(*, progress: bool = True) -> list[Documented]:
-    """Every documented function and class of the packages that `rlhf_lab.data.docstrings.harvest` reads."""
-    files = [path for _, path in source_files()]
-    found: list[Documented] = []
-    with ProcessPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        results = pool.map(read_code, files, chunksize=64)
-        for result in tqdm(results, total=len(files), desc="reading code", unit="file", disable=not progress):
-            found.extend(result)
+class Source(NamedTuple):
+    """What one file, or all of them, hold for the small models."""
+
+    docstrings: list[Docstring]
+    documented: list[Documented]
+
+
+def harvest_sources(*, progress: bool = True) -> Source:
+    """What `rlhf_lab.data.docstrings.harvest` finds, and every documented function and class: each file parsed once."""
+    found = Source([], [])
+    for source in read_files(read_source, progress=progress):
+        found.docstrings.extend(source.docstrings)
+        found.documented.extend(source.documented)
     return found
 
 
-def read_code(path: str) -> list[Documented]:
-    """The documented functions and classes of one file by `ast`; none if it cannot be read or parsed."""
+def read_source(source_and_path: tuple[str, str]) -> Source:
+    """The docstrings and the documented code of one file; nothing if it cannot be read or parsed."""
+    source, path = source_and_path
+    parsed = parse_file(path)
+    if parsed is None:
+        return Source([], [])
+    tree, content = parsed
+    return Source(docstrings_of(tree, source, Path(path).stem), documented_code(tree, content))
+
+
+def documented_code(tree: ast.Module, content: bytes) -> list[Documented]:
+    """The documented functions and classes of one file's tree; none if its bytes are in another encoding than UTF-8."""
     try:
-        source = Path(path).read_bytes()
-        tree = ast.parse(source)
-        lines = source.decode("utf8").splitlines()
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        lines = content.decode("utf8").splitlines()
+    except UnicodeDecodeError:
         return []
     found = []
     for node in ast.walk(tree):

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+from rlhf_lab.common.files import read_whole, write_atomically
 from rlhf_lab.judges.cross_validation import JudgeSettings
 from rlhf_lab.pretraining.card import card
 
@@ -23,7 +24,7 @@ def add_human_labels(folder: Path, report: Mapping, dataset: str) -> None:
     Raises ValueError if the report is of another model.
     """
     path = folder / "results.json"
-    results = json.loads(path.read_text(encoding="utf8"))
+    results = read_whole(path, "make the model again with `rlhf-lab pretrain`, or take the file from the repository")
     judged = report["settings"]["model"]
     if judged != results["name"]:
         raise ValueError(f"the report is of the model {judged!r}, but {path} is of {results['name']!r}")
@@ -37,8 +38,8 @@ def add_human_labels(folder: Path, report: Mapping, dataset: str) -> None:
         **{name: report["report"][name] for name in NUMBERS},
         "command": judge_command(report["settings"]),
     }
-    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
-    (folder / "README.md").write_text(card(results), encoding="utf8")
+    write_atomically(path, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(folder / "README.md", card(results))
 
 
 def judge_command(settings: Mapping) -> str:
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, kind in (("folder", Path), ("report", Path), ("dataset", str)):
         parser.add_argument(name, type=kind)
     options = parser.parse_args(arguments)
-    add_human_labels(options.folder, json.loads(options.report.read_text(encoding="utf8")), options.dataset)
+    add_human_labels(options.folder, read_whole(options.report, "run `rlhf-lab judge` again"), options.dataset)
     return 0
 
 

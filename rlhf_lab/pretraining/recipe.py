@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlhf_lab.data.docstrings import DocstringPair, clean_pairs, harvest
+from rlhf_lab.data.docstrings import DocstringPair, clean_pairs
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import Batch
 from rlhf_lab.engine.precision import bf16_speed, pick_device
-from rlhf_lab.pretraining.code import harvest_code
+from rlhf_lab.pretraining.code import harvest_sources
 from rlhf_lab.pretraining.mixture import LATE_SHARES, SHARES, Task, tasks
 from rlhf_lab.pretraining.packing import Rows, encode, pack
 from rlhf_lab.pretraining.tokenizer import for_transformers, train_tokenizer
@@ -71,9 +71,9 @@ class Data:
 
 def prepare(recipe: Recipe, *, progress: bool = True) -> Data:
     """Harvest this machine's docstrings, train the tokenizer on the training part, encode every task."""
-    docstrings, _, _ = harvest(progress=progress)
-    pairs = clean_pairs(docstrings)
-    found = tasks(docstrings, pairs, harvest_code(progress=progress))
+    sources = harvest_sources(progress=progress)
+    pairs = clean_pairs(sources.docstrings)
+    found = tasks(sources.docstrings, pairs, sources.documented)
     tokenizer = train_tokenizer(tokenizer_texts(found), recipe.vocab_size)
     encoded = {kind: encode(tokenizer, task_list) for kind, task_list in found.items()}
     return Data(for_transformers(tokenizer, CONTEXT), encoded, pairs)

@@ -24,9 +24,9 @@ from types import ModuleType
 import matplotlib.pyplot as plt
 
 from rlhf_lab import __version__
-from rlhf_lab.common.errors import cause
-from rlhf_lab.common.files import write_atomically
+from rlhf_lab.common.files import read_whole, write_atomically
 from rlhf_lab.common.markdown import markdown_table
+from rlhf_lab.common.plots import save_png
 from rlhf_lab.studies.wording import Notes, sentence
 
 # Imported only when the study runs: the list and the help need no torch.
@@ -81,7 +81,7 @@ def write_study(module: ModuleType, record: dict, out: Path) -> None:
 def write_report(module: ModuleType, record: dict, out: Path) -> None:
     """figure.png and report.md in `out`, from a record that was measured before."""
     figure = module.draw(record["results"])
-    figure.savefig(out / "figure.png", dpi=130, metadata={"Software": None})
+    save_png(figure, out / "figure.png")
     plt.close(figure)
     write_atomically(out / "report.md", report(module, record))
 
@@ -91,10 +91,7 @@ def read_record(folder: Path) -> tuple[ModuleType, dict]:
     path = folder / "results.json"
     if not path.is_file():
         raise ValueError(f"{path} does not exist: name a folder that `rlhf-lab study` wrote")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not whole ({cause(error)}): run the study again") from error
+    record = read_whole(path, "run the study again")
     name = record.get("study") if isinstance(record, dict) else None
     if name not in STUDIES:
         raise ValueError(f"{path} is not the result of a study: its name is {name!r}")

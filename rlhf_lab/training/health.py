@@ -11,6 +11,7 @@ from torch import Tensor
 
 ROWS_NAMED = 20  # an error lists at most this many rows
 PATIENCE = 10  # steps after which a margin must have moved
+LOW_WEIGHT = 0.05  # a mean WPO weight below which hardly any pair counts
 ROUNDING = 1e-6  # float32 log-probs of two equal responses differ by less, over their length
 
 
@@ -46,6 +47,18 @@ def warn_if_margin_stays_zero(metrics: dict[str, float], step: int) -> None:
         warnings.warn(
             f"step {step}: the reward margin is still exactly 0 up to rounding. The policy does not move: are its "
             "parameters trainable, is the learning rate far too small, or are chosen and rejected the same?",
+            stacklevel=3,
+        )
+
+
+def warn_if_weights_vanish(metrics: dict[str, float], step: int, first: int) -> None:
+    """The hint for WPO on responses that the policy would never write: said once, at the first logged step."""
+    mean = metrics.get("wpo/weight_mean", 1.0)
+    if step <= first and mean < LOW_WEIGHT:
+        warnings.warn(
+            f"step {step}: WPO's mean weight is {mean:.3g}. The policy finds these responses very unlikely, so that "
+            "few pairs count at all. Let the model write the responses (`rlhf-lab train online`), or train it on the "
+            "chosen ones first (`rlhf-lab train sft`), or leave the weights out (--weighting none).",
             stacklevel=3,
         )
 

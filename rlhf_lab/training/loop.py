@@ -24,7 +24,7 @@ from rlhf_lab.engine.models import eval_mode, set_gradient_checkpointing
 from rlhf_lab.engine.precision import autocast, pick_device
 from rlhf_lab.training import checkpoints, run_folder, schedule
 from rlhf_lab.training.checkpoints import Progress
-from rlhf_lab.training.health import StepRecord, check_finite, warn_if_margin_stays_zero
+from rlhf_lab.training.health import StepRecord, check_finite, warn_if_margin_stays_zero, warn_if_weights_vanish
 from rlhf_lab.training.learning import WINDOW, Learning, Watched, learning
 from rlhf_lab.training.metrics import Averages, MetricsLog, read_metrics
 from rlhf_lab.training.optim import make_optimizers, scale_and_clip
@@ -169,6 +169,7 @@ def _train(
                 row = averages.read_and_clear() | now
                 log.write(step, row)
                 warn_if_margin_stays_zero(row, step)
+                warn_if_weights_vanish(row, step, settings.logging_steps)
             if saving:  # before evaluating: what was trained is not lost if that fails
                 seconds = time.perf_counter() - begin
                 done = Progress(step, place.epoch, place.index + 1, num_tokens, averages.state(), seconds)

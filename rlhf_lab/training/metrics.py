@@ -88,10 +88,19 @@ class MetricsLog:
 
 
 def read_metrics(output_dir: str | Path) -> list[dict[str, float]]:
-    """The rows of output_dir/metrics.jsonl; a last line that a kill cut short is left out."""
+    """The rows of output_dir/metrics.jsonl; a last line that a kill cut short is left out.
+
+    So is any other line that a power loss broke, with a word on the screen: a log must not keep a run from going on.
+    """
     path = Path(output_dir) / METRICS_FILE
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            print(f"{path}, line {number}, is broken ({error}); it is left out")
+    return rows
 
 
 def _rewind(path: Path, step: int) -> None:

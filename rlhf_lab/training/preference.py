@@ -52,10 +52,8 @@ def train_preference(
     `wpo/weight_mean` if weighted. Raises ValueError for examples of the wrong shape, a reference that is not what it
     should be, or a checkpoint of another run; FloatingPointError if a loss or gradient is not finite.
     """
-    count = 3 if objective.needs_calibration else 2
-    task = "preference training" + (" with separate calibration responses" if count == 3 else "")
-    check_responses(examples, count, "examples", task)
-    check_responses(eval_examples or (), count, "eval_examples", task)
+    check_columns(examples, objective, "examples")
+    check_columns(eval_examples or (), objective, "eval_examples")
     refuse_model_folder(settings.output_dir, model, reference)
     model = load_model(model).to(pick_device(settings.device))
     settings = with_defaults(settings, "preference", model)
@@ -91,6 +89,21 @@ def train_preference(
             eval_loss_fn=preference_loss_fn(objective, eval_ref_logps),
             tokenizer=tokenizer,
             identity=identity,
+        )
+
+
+def check_columns(examples: Sequence[Example], objective: Objective, name: str) -> None:
+    """Raises ValueError with the remedies unless examples have a calibration response if and only if it is needed."""
+    if not objective.needs_calibration:
+        return check_responses(examples, 2, name, "preference training")
+    odd = [example for example in examples if len(example.responses) != 3]
+    if odd:
+        raise ValueError(
+            f"{name}: alpha {objective.alpha:g} with calibration {objective.calibration!r} needs 3 responses: chosen, "
+            f"rejected, and one drawn from the policy that calibrates; {len(odd)} of {len(examples)} examples have "
+            f"another number, e.g. row {odd[0].row} with {len(odd[0].responses)}. Either --calibration chosen (or "
+            "rejected) takes the pair's own; or a column `calibration` has such responses (--columns "
+            "calibration=their_name); or `rlhf-lab train online` draws them; or --alpha 0 does without"
         )
 
 

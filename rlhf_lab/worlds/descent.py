@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rlhf_lab.bradley_terry.comparisons import counted_loss, draw_pairs, labelled_pairs
+from rlhf_lab.bradley_terry.comparisons import counted_loss, draw_pairs, labelled_pairs, num_comparisons
 from rlhf_lab.objective import Objective
 from rlhf_lab.worlds import exact
 from rlhf_lab.worlds.bandit import Bandit, check_logps
@@ -73,22 +73,11 @@ def objective_loss(objective: Objective, wins: Tensor, calibration_logps: Tensor
 
     calibration_logps: [S, X, K], pi_cal, if the objective needs one. Raises ValueError if a seed has no comparison.
     """
-    counts = _comparisons(wins)
+    counts = num_comparisons(wins)
 
     def loss(logps: Tensor, ref_logps: Tensor) -> Tensor:
         weights = {"weights": arm_weights(logps, objective.weighting)} if objective.weighting else {}
         return counted_loss(objective, logps, ref_logps, wins, calibration_logps, **weights) / counts
-
-    return loss
-
-
-def ipo_loss(beta: float, wins: Tensor) -> Loss:
-    """mean (h(y+) - h(y-) - 1/(2 beta))^2: a target for the gap instead of a race. Source: IPO (2310.12036), eq. 17."""
-    counts, target = _comparisons(wins), 1 / (2 * exact.checked_beta(beta))
-
-    def loss(logps: Tensor, ref_logps: Tensor) -> Tensor:
-        h = logps - ref_logps
-        return (wins * (h.unsqueeze(-1) - h.unsqueeze(-2) - target) ** 2).sum((-3, -2, -1)) / counts
 
     return loss
 
@@ -166,10 +155,3 @@ def _watch(bandit: Bandit, logps: Tensor, wins: Tensor, beta: float) -> tuple[Te
         (wins.sum(-2) * h).sum((-2, -1)) / total,
         (wins * pair_weights(arm_weights(logps, "sampled"))).sum((-3, -2, -1)) / total,
     )
-
-
-def _comparisons(wins: Tensor) -> Tensor:
-    counts = wins.sum((-3, -2, -1))
-    if not bool((counts > 0).all()):
-        raise ValueError(f"wins: seed {int((counts <= 0).nonzero()[0])} has no comparison (N = 0); each needs one")
-    return counts

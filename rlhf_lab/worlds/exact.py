@@ -13,6 +13,9 @@ import math
 import torch
 from torch import Tensor
 
+from rlhf_lab.bradley_terry.comparisons import preference_matrix
+from rlhf_lab.bradley_terry.estimate import check_probabilities
+
 
 def optimal_logps(rewards: Tensor, ref_logps: Tensor, beta: float | Tensor) -> Tensor:
     """log pi_r(y|x) = log pi_ref(y|x) + r(x,y)/beta - log Z_r(x): the maximiser of J(r, .), [..., X, K].
@@ -56,19 +59,26 @@ def kl(logps: Tensor, other_logps: Tensor, rho: Tensor | None = None) -> Tensor:
 
 def win_rate(rewards: Tensor, logps: Tensor, other_logps: Tensor, rho: Tensor | None = None) -> Tensor:
     """P(y > y') = E_x E_{y~pi, y'~other} sigma(r(x,y) - r(x,y')), Bradley-Terry, [...] in [0, 1]."""
-    wins = torch.sigmoid(rewards.unsqueeze(-1) - rewards.unsqueeze(-2))
-    return over_contexts(torch.einsum("...i,...ij,...j->...", logps.exp(), wins, other_logps.exp()), rho)
+    wins = torch.einsum("...i,...ij,...j->...", logps.exp(), preference_matrix(rewards), other_logps.exp())
+    return over_contexts(wins, rho)
 
 
 def calibrated(rewards: Tensor, calibration_logps: Tensor, rho: Tensor | None = None) -> Tensor:
-    """r - E_{x, y~pi_cal} r: of all shifts by one constant the one with mean 0 under pi_cal (VPO), [..., X, K]."""
+    """r - E_{x, y~pi_cal} r: of all shifts by one constant the one with mean 0 under pi_cal (VPO), [..., X, K].
+
+    Raises ValueError if pi_cal does not sum to 1 in some context: the shift would then not drop out.
+    """
+    check_probabilities("calibration_logps", calibration_logps.exp())
     mean = over_contexts((calibration_logps.exp() * rewards).sum(-1), rho)
     return rewards - mean[..., None, None]
 
 
 def over_contexts(values: Tensor, rho: Tensor | None = None) -> Tensor:
-    """E_{x~rho} of values [..., X] -> [...]; rho None is uniform."""
-    return values.mean(-1) if rho is None else (values * rho).sum(-1)
+    """E_{x~rho} of values [..., X] -> [...]; rho None is uniform. Raises ValueError if rho is no distribution."""
+    if rho is None:
+        return values.mean(-1)
+    check_probabilities("rho", rho)
+    return (values * rho).sum(-1)
 
 
 def checked_beta(beta: float | Tensor) -> float | Tensor:

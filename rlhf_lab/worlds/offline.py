@@ -11,9 +11,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from rlhf_lab.bradley_terry.comparisons import preference_matrix
 from rlhf_lab.objective import Calibration, Weighting
 from rlhf_lab.worlds import exact
 from rlhf_lab.worlds.bandit import Bandit, check_logps
+from rlhf_lab.worlds.ipo import ipo_logps
 from rlhf_lab.worlds.pessimistic import fit_offline
 
 OfflineMethod = Literal["dpo", "vpo-offline", "rpo", "ipo", "wpo"]
@@ -55,7 +57,7 @@ def comparison_distribution(bandit: Bandit, behaviour: Tensor) -> Tensor:
     rest = (p.unsqueeze(-2) * (1 - torch.eye(bandit.arms, dtype=p.dtype))).sum(-1)  # 1 - p_i without cancellation
     ordered = (p / rest).unsqueeze(-1) * p.unsqueeze(-2)
     pairs = (ordered + ordered.mT) * (1 - torch.eye(bandit.arms, dtype=p.dtype))
-    wins = pairs * torch.sigmoid(bandit.rewards.unsqueeze(-1) - bandit.rewards.unsqueeze(-2))
+    wins = pairs * preference_matrix(bandit.rewards)
     contexts = bandit.rewards.shape[1]
     rho = bandit.rho if bandit.rho is not None else p.new_full((contexts,), 1 / contexts)
     return rho[:, None, None] * wins
@@ -97,7 +99,7 @@ def fit_policy(
     """log pi of the tabular policy that the method ends at, [..., X, K].
 
     method: `dpo`; `vpo-offline` with a calibration (default `reference`); `rpo`, DPO + SFT, which is VPO calibrated
-    by `chosen`; `ipo`, see `ipo_logps`; `wpo`, see `wpo_logps`. alpha: of a SUM of losses, for `vpo-offline` and
+    by `chosen`; `ipo`, see `worlds.ipo`; `wpo`, see `wpo_logps`. alpha: of a SUM of losses, for `vpo-offline` and
     `rpo` only, a number or [...]. bound: rewards lie in |r| <= bound for all but IPO, which is finite by itself.
     Raises ValueError for a setting that the method would ignore.
     """
@@ -114,20 +116,6 @@ def fit_policy(
     calibration = "chosen" if method == "rpo" else calibration or "reference"
     options = {"calibration": calibration, "calibration_logps": calibration_logps, "bound": bound}
     return fit_offline(wins, ref_logps, beta, alpha, **options).logps
-
-
-def ipo_logps(wins: Tensor, ref_logps: Tensor, beta: float) -> Tensor:
-    """argmin sum_ij wins_ij (h_i - h_j - 1/(2 beta))^2, h = log pi/pi_ref: linear equations, no iteration, [..., X, K].
-
-    (diag(n 1) - n) h = (wins 1 - wins^T 1) / (2 beta), n = wins + wins^T. Of all solutions the smallest h: an arm
-    that was never compared keeps h = 0 before normalisation. Source: IPO (2310.12036), eq. 17, tau = beta.
-    """
-    exact.checked_beta(beta)
-    pairs = wins + wins.mT
-    laplacian = torch.diag_embed(pairs.sum(-1)) - pairs
-    target = (wins.sum(-1) - wins.sum(-2)) / (2 * beta)
-    h = (torch.linalg.pinv(laplacian, hermitian=True) @ target.unsqueeze(-1)).squeeze(-1)
-    return torch.log_softmax(ref_logps + h, -1)
 
 
 def wpo_logps(

@@ -11,21 +11,17 @@ iteration. Raising single arms of the last solution instead misses the minimum i
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rlhf_lab.bradley_terry.estimate import check_probabilities
 from rlhf_lab.worlds.bandit import check_logps
-from rlhf_lab.worlds.exact import checked_beta
+from rlhf_lab.worlds.local_minima import Problem, local_minima, make_problem
 
-BLOCK = 1024  # rows of a batch small enough to stay in the cache
-DAMPING = 1e-7
 TIE = 1e-7  # objectives closer than this are the same
-
-# (parameters, gradient, Hessian, bound) -> what of gradient and Hessian the bound leaves free
-Restrict = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 class OptimisticFit(NamedTuple):
@@ -38,30 +34,6 @@ class OptimisticFit(NamedTuple):
     gradient: Tensor
     objectives_differ: Tensor
     policies_differ: Tensor
-
-
-class Problem(NamedTuple):
-    """N independent problems. wins [N, X, K, K], ref_logps and calibration (probabilities) [N, X, K], weight [N, X, 1]
-    (alpha rho_x), beta [N, 1, 1], features [N, X, K, d] or None (then X = 1: free rewards of contexts are separate)."""
-
-    wins: Tensor
-    ref_logps: Tensor
-    calibration: Tensor
-    weight: Tensor
-    beta: Tensor
-    features: Tensor | None
-
-    def take(self, rows: Tensor | slice) -> "Problem":
-        return Problem(*(None if tensor is None else tensor[rows] for tensor in self))
-
-    def rewards(self, parameters: Tensor) -> Tensor:
-        """r [N, X, K] = phi . theta, or the parameters themselves."""
-        if self.features is None:
-            return parameters.unsqueeze(1)
-        return torch.einsum("nxkd,nd->nxk", self.features, parameters)
-
-    def logps(self, parameters: Tensor) -> Tensor:
-        return torch.log_softmax(self.ref_logps + self.rewards(parameters) / self.beta, -1)
 
 
 def fit_optimistic(
@@ -88,12 +60,12 @@ def fit_optimistic(
     not: an arm that was never compared keeps its reward. Raises ValueError if `bound` is None or not above 0.
     """
     _check(wins, ref_logps, alpha, bound, calibration_logps, features)
-    problem = _problem(wins, ref_logps, beta, alpha, calibration_logps, rho, features)
-    warm = _zeros(problem) if start is None else start.reshape(_zeros(problem).shape)
+    problem = make_problem(wins, ref_logps, beta, alpha, calibration_logps, rho, features)
+    warm = problem.zeros() if start is None else start.reshape(problem.zeros().shape)
     hopeful = (problem.weight.amax((1, 2)) > 0).nonzero().squeeze(-1)
     corners = hopes(problem.take(hopeful), bound, attempts)
     rows = torch.cat([torch.arange(len(warm)), hopeful.repeat(len(corners))])
-    z, f, gradient = minimise(problem.take(rows), torch.cat([warm, *corners]), bound, tolerance, max_steps)
+    z, f, gradient = local_minima(problem.take(rows), torch.cat([warm, *corners]), bound, tolerance, max_steps)
     best, apart = torch.arange(len(warm)), torch.zeros(2, len(warm), dtype=torch.bool)
     if len(corners) and len(hopeful):
         ends = torch.arange(len(warm), len(rows)).view(len(corners), -1)
@@ -129,120 +101,6 @@ def hopes(problem: Problem, bound: float, attempts: Sequence[int] | None = None)
     return [low.scatter(1, every[:, n : n + 1] if n < arms else order[:, : n - arms + 2], bound) for n in attempts]
 
 
-def evaluate(problem: Problem, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Objective [N], gradient [N, P], Hessian [N, P, P] and its convex part (that of l alone), P parameters.
-
-    In one pass, as all share sigma(r_i - r_j): exp(r) <= exp(bound) cannot overflow.
-    """
-    r = problem.rewards(parameters)
-    e = r.exp()
-    beats = e.unsqueeze(-1) / (e.unsqueeze(-1) + e.unsqueeze(-2))
-    upset = problem.wins * beats.mT
-    shared = upset * beats
-    convex = -(shared + shared.mT)  # minus the edges of a Laplacian, whose diagonal is minus the row sums
-    convex.diagonal(dim1=-2, dim2=-1).sub_(convex.sum(-1))
-    logps = torch.log_softmax(problem.ref_logps + r / problem.beta, -1)
-    pi, beta = logps.exp(), problem.beta
-    bonus = problem.weight * beta * problem.calibration * (logps - problem.ref_logps)
-    f = bonus.sum((1, 2)) - (problem.wins * beats.log()).sum((1, 2, 3))
-    gradient = upset.sum(-2) - upset.sum(-1) + problem.weight * (problem.calibration - pi)
-    scaled = problem.weight / beta * pi  # the bonus adds - alpha/beta (diag(pi) - pi pi^T)
-    hessian = convex + scaled.unsqueeze(-1) * pi.unsqueeze(-2)
-    hessian.diagonal(dim1=-2, dim2=-1).sub_(scaled)
-    if problem.features is None:
-        return f, gradient[:, 0], hessian[:, 0], convex[:, 0]
-    phi = problem.features
-    chain = (torch.einsum("nxkd,nxkl,nxle->nde", phi, h, phi) for h in (hessian, convex))
-    return f, torch.einsum("nxk,nxkd->nd", gradient, phi), *chain
-
-
-def minimise(
-    problem: Problem, start: Tensor, bound: float, tolerance: float = 1e-6, max_steps: int = 100
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A local minimum for each start [N, P] by damped, projected Newton steps: parameters, objectives, gradients.
-
-    Rows that are done leave the batch. gradient: max |z - project(z - g)|, 0 at a stationary point of the class.
-    """
-    blocks = [slice(i, i + BLOCK) for i in range(0, len(start), BLOCK)]
-    ends = [_minimise_block(problem.take(b), start[b].clone(), bound, tolerance, max_steps) for b in blocks]
-    return tuple(torch.cat(part) for part in zip(*ends, strict=True))
-
-
-def _minimise_block(
-    problem: Problem, z: Tensor, bound: float, tolerance: float, max_steps: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    project, restrict = (_to_box, _in_box) if problem.features is None else (_to_ball, _in_ball)
-    z = project(z, bound)
-    state = (z, *evaluate(problem, z), torch.full_like(z[:, 0], DAMPING))
-    rows, end = torch.arange(len(z)), (z.clone(), torch.zeros_like(z[:, 0]), torch.zeros_like(z[:, 0]))
-    for step in range(max_steps + 1):
-        z, f, g, hessian, convex, damping = state
-        residual = (z - project(z - g, bound)).abs().amax(-1)
-        going = residual > tolerance if step < max_steps else torch.zeros_like(rows, dtype=torch.bool)
-        left = int(going.sum())
-        if left < 0.75 * len(rows):  # leaving costs a copy of the batch: not worth it for a few rows
-            for whole, part in zip(end, (z, f, residual), strict=True):
-                whole[rows] = part
-            if not left:
-                return end
-            problem, rows, state = problem.take(going), rows[going], tuple(part[going] for part in state)
-            z, f, g, hessian, convex, damping = state
-        trial = project(z + _newton_step(z, g, hessian, convex, damping, bound, restrict), bound)
-        values = evaluate(problem, trial)
-        good = values[0] <= f + 1e-13 * (1 + f.abs())
-        if not bool(good.all()):
-            shapes = (good.view(-1, *[1] * (old.dim() - 1)) for old in state[:-1])
-            pairs = zip(shapes, (trial, *values), state[:-1], strict=True)
-            trial, *values = (torch.where(mask, new, old) for mask, new, old in pairs)
-        state = (trial, *values, torch.where(good, (damping / 10).clamp(min=DAMPING), (damping * 10).clamp(min=1e-3)))
-    raise AssertionError("unreachable")
-
-
-def _newton_step(
-    z: Tensor, g: Tensor, hessian: Tensor, convex: Tensor, damping: Tensor, bound: float, restrict: Restrict
-) -> Tensor:
-    """-(H + damping)^-1 g; where H is not positive definite, the convex part takes its place: a majorise-minimise step.
-
-    l(r) plus the tangent of the concave bonus lies above the objective and touches it, so that step descends.
-    """
-    slope, system = restrict(z, g, hessian, bound)
-    system.diagonal(dim1=-2, dim2=-1).add_(damping[:, None])
-    factor, info = torch.linalg.cholesky_ex(system)
-    indefinite = info != 0
-    if bool(indefinite.any()):
-        system = restrict(z[indefinite], g[indefinite], convex[indefinite], bound)[1]
-        system.diagonal(dim1=-2, dim2=-1).add_(damping[indefinite, None])
-        factor[indefinite] = torch.linalg.cholesky_ex(system)[0]
-    return -torch.cholesky_solve(slope.unsqueeze(-1), factor).squeeze(-1)
-
-
-def _to_box(z: Tensor, bound: float) -> Tensor:
-    return z.clamp(-bound, bound)
-
-
-def _in_box(z: Tensor, g: Tensor, hessian: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """Arms that lie at the bound and are pushed outwards stay there: their rows become those of the identity."""
-    free = (~((z >= bound) & (g < 0) | (z <= -bound) & (g > 0))).to(z.dtype)
-    system = hessian * (free.unsqueeze(-1) * free.unsqueeze(-2))
-    system.diagonal(dim1=-2, dim2=-1).add_(1 - free)
-    return g * free, system
-
-
-def _to_ball(z: Tensor, bound: float) -> Tensor:
-    return z * (bound / z.norm(dim=-1, keepdim=True).clamp(min=bound))
-
-
-def _in_ball(z: Tensor, g: Tensor, hessian: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """On the sphere and pushed outwards: the tangent part of the gradient and Hessian of the Lagrangian."""
-    push = -(z * g).sum(-1)
-    on = ((z.norm(dim=-1) >= bound * (1 - 1e-9)) & (push > 0)).to(z.dtype)
-    normal = z / bound * on[:, None]
-    multiplier, eye = (on * push / bound**2)[:, None, None], torch.eye(z.shape[-1], dtype=z.dtype)
-    outer = normal.unsqueeze(-1) * normal.unsqueeze(-2)
-    tangent = eye - outer
-    return g + multiplier[:, :, 0] * z, tangent @ (hessian + multiplier * eye) @ tangent + outer
-
-
 def _disagreement(problem: Problem, z: Tensor, f: Tensor, ends: Tensor) -> Tensor:
     """bool [2, N]: objectives more than 1e-6 (relative) apart; policies more than .01 apart in total variation.
 
@@ -251,33 +109,6 @@ def _disagreement(problem: Problem, z: Tensor, f: Tensor, ends: Tensor) -> Tenso
     spread = values.amax(0) - values.amin(0) > 1e-6 * (1 + values[0].abs())
     far = 0.5 * (policies[1:] - policies[:1]).abs().sum(-1).amax((0, -1)) > 0.01
     return torch.stack([spread, far])
-
-
-def _problem(
-    wins: Tensor,
-    ref_logps: Tensor,
-    beta: float | Tensor,
-    alpha: float | Tensor,
-    calibration_logps: Tensor | None,
-    rho: Tensor | None,
-    features: Tensor | None,
-) -> Problem:
-    """Free rewards make contexts separate problems (X moves into the batch); shared theta ties them together."""
-    worlds, contexts, _ = ref_logps.shape
-    shares = torch.full((contexts,), 1 / contexts, dtype=ref_logps.dtype) if rho is None else rho.to(ref_logps.dtype)
-    alpha, beta = (torch.as_tensor(v, dtype=ref_logps.dtype).expand(worlds) for v in (alpha, checked_beta(beta)))
-    weight = (alpha[:, None] * shares).unsqueeze(-1)
-    calibration = (ref_logps if calibration_logps is None else calibration_logps).exp()
-    if features is not None:
-        return Problem(wins, ref_logps, calibration, weight, beta[:, None, None], features)
-    betas = beta[:, None].expand(worlds, contexts).reshape(-1, 1, 1)
-    flat = (t.reshape(worlds * contexts, 1, *t.shape[2:]) for t in (wins, ref_logps, calibration, weight))
-    return Problem(*flat, betas, None)
-
-
-def _zeros(problem: Problem) -> Tensor:
-    size = problem.ref_logps.shape[-1] if problem.features is None else problem.features.shape[-1]
-    return torch.zeros(len(problem.wins), size, dtype=problem.ref_logps.dtype)
 
 
 def _check(
@@ -291,6 +122,8 @@ def _check(
     check_logps("ref_logps", ref_logps, ref_logps.shape)
     if ref_logps.dim() != 3 or wins.shape != (*ref_logps.shape, ref_logps.shape[-1]):
         raise ValueError(f"wins {tuple(wins.shape)} and ref_logps {tuple(ref_logps.shape)}: [S, X, K, K], [S, X, K]")
+    if not bool((torch.isfinite(wins) & (wins >= 0)).all()):  # nan would end at the start, as if it were the minimum
+        raise ValueError("wins: every count must be finite, 0 or above")
     if bound is None or not 0 < bound <= 300:
         raise ValueError(
             f"bound={bound}: must be above 0 and at most 300. Without one the optimistic objective falls without limit "
@@ -303,5 +136,7 @@ def _check(
         raise ValueError(
             f"calibration_logps of shape {tuple(calibration_logps.shape)}: {tuple(ref_logps.shape)} needed"
         )
+    if calibration_logps is not None:
+        check_probabilities("calibration_logps", calibration_logps.exp())
     if features is not None and features.shape[:-1] != ref_logps.shape:
         raise ValueError(f"features of shape {tuple(features.shape)}: [S, X, K, d] over ref_logps is needed")

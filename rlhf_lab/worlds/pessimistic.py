@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from rlhf_lab.bradley_terry.comparisons import nll, nll_gradient, nll_hessian
+from rlhf_lab.bradley_terry.connectivity import reachable
+from rlhf_lab.bradley_terry.newton import Minimum, minimise_in_ball, minimise_in_box
 from rlhf_lab.objective import Calibration
 from rlhf_lab.worlds.bandit import check_logps
+from rlhf_lab.worlds.calibration import calibration_policy, context_weights, named_worlds
 from rlhf_lab.worlds.exact import checked_beta, optimal_logps
-from rlhf_lab.worlds.newton import Minimum, minimise_in_ball, minimise_in_box
-
-OFFLINE_CALIBRATIONS = ("reference", "chosen", "rejected", "given")
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ def fit_offline(
     max_iterations: int = 200,
 ) -> OfflineFit:
     """argmin_r l(r, D) + alpha (J*(r) - E_{x, y~pi_cal} r), each world to a gradient norm of `tolerance`.
+
+    With counts so large that rounding alone exceeds `tolerance`, until Newton moves no reward by more than 1e-9.
 
     wins: [..., X, K, K], counts, may be weighted. ref_logps: [..., X, K]. beta: a number > 0 or a tensor that
     broadcasts against [..., X, K]. alpha: >= 0, a number or [...], theory's coefficient of a SUM. Batch dimensions
@@ -94,9 +96,10 @@ def fit_offline(
         found, rewards, theta = _fit_linear(parts, features.expand(*shape, features.shape[-1]), start, *options)
         at_bound = theta.norm(dim=-1) >= options[0] * (1 - 1e-9)
     norm, value = found.gradient_norm.view(shape[:-2]), found.value.view(shape[:-2])
-    if bool((norm > tolerance).any()):
+    lost = ~found.converged.view(shape[:-2])
+    if bool(lost.any()):
         raise ValueError(
-            f"{_named(norm > tolerance)}: gradient norm {float(norm.max()):.2g} after {found.iterations} Newton steps, "
+            f"{named_worlds(lost)}: gradient norm {float(norm.max()):.2g} after {found.iterations} Newton steps, "
             f"above tolerance={tolerance:g}; allow more max_iterations, a larger tolerance or a smaller bound"
         )
     return OfflineFit(rewards, optimal_logps(rewards, ref_logps, beta), theta, value, norm, at_bound, found.iterations)
@@ -120,51 +123,6 @@ def objective_parts(
     return value, gradient, nll_hessian(rewards, wins) + (weight / beta).unsqueeze(-1) * spread
 
 
-def calibration_policy(
-    calibration: Calibration,
-    wins: Tensor,
-    ref_logps: Tensor,
-    calibration_logps: Tensor | None = None,
-    rho: Tensor | None = None,
-) -> Tensor:
-    """pi_cal(y|x) as probabilities [..., X, K]; `chosen`: the share of context x's comparisons that y won.
-
-    A context without comparisons has no chosen arm: it gets pi_ref and weight zero, or, if rho gives it weight,
-    ValueError. `previous` raises: an offline fit has no previous iterate.
-    """
-    if calibration not in OFFLINE_CALIBRATIONS:
-        raise ValueError(f"calibration={calibration!r}: an offline fit knows {', '.join(OFFLINE_CALIBRATIONS)}")
-    if (calibration == "given") != (calibration_logps is not None):
-        raise ValueError(
-            f"calibration={calibration!r}: `calibration_logps` belongs to calibration='given', and only there"
-        )
-    if calibration == "reference":
-        return ref_logps.exp()
-    if calibration == "given":
-        probabilities = calibration_logps.exp()
-        if not bool(torch.isclose(probabilities.sum(-1), probabilities.new_ones(()), atol=1e-8).all()):
-            raise ValueError("calibration_logps: the probabilities do not sum to 1; apply log_softmax")
-        return probabilities
-    counts = wins.sum(-1 if calibration == "chosen" else -2)
-    total = counts.sum(-1, keepdim=True)
-    if rho is not None and bool(((total[..., 0] == 0) & (rho > 0)).any()):
-        raise ValueError(f"calibration={calibration!r} with rho: a context of positive weight has no comparisons")
-    return torch.where(total > 0, counts / total.clamp(min=1e-300), ref_logps.exp())
-
-
-def context_weights(wins: Tensor, rho: Tensor | None = None) -> Tensor:
-    """rho, or each context's share of the comparisons, [..., X]. Raises ValueError if a world has no comparison."""
-    if rho is not None:
-        if bool((rho < 0).any()) or not bool(torch.isclose(rho.sum(-1), rho.new_ones(()), atol=1e-8).all()):
-            raise ValueError(f"rho={rho.tolist()}: must not be negative and must sum to 1")
-        return rho
-    counts = wins.sum((-2, -1))
-    total = counts.sum(-1, keepdim=True)
-    if bool((total == 0).any()):
-        raise ValueError(f"wins: {_named(total[..., 0] == 0)}: N = 0 comparisons; at least one is needed, or rho")
-    return counts / total
-
-
 def has_finite_optimum(wins: Tensor, cal: Tensor, weight: Tensor) -> Tensor:
     """True where free rewards have a finite minimiser, bool [..., X]. cal: [..., X, K]. weight: [..., X, 1].
 
@@ -173,18 +131,10 @@ def has_finite_optimum(wins: Tensor, cal: Tensor, weight: Tensor) -> Tensor:
     it plays; else the reward of all that it reaches falls for ever. Full support is always enough.
     """
     beat = wins > 0
-    reach = _reach(beat)
+    reach = reachable(beat)
     returned = (~beat | reach.mT).flatten(-2).all(-1)
     supported = (reach & (cal > 0).unsqueeze(-2)).any(-1).all(-1)
     return torch.where(weight[..., 0] > 0, supported, returned)
-
-
-def _reach(edges: Tensor) -> Tensor:
-    """Reflexive and transitive closure of bool [..., K, K], by squaring."""
-    reach = edges | torch.eye(edges.shape[-1], dtype=torch.bool)
-    for _ in range(math.ceil(math.log2(edges.shape[-1]))):
-        reach = reach.float() @ reach.float() > 0
-    return reach
 
 
 def _fit_free(
@@ -195,7 +145,7 @@ def _fit_free(
     wins, weight = problem["wins"][:, 0], problem["weight"][:, 0]
     x = wins.new_zeros(wins.shape[:2]) if start is None else start.expand(shape).reshape(wins.shape[:2])
     # The gauge: arms that were compared, directly or not, share one constant; with calibration all arms do.
-    coupled = _reach(wins + wins.mT > 0) | (weight > 0).unsqueeze(-1)
+    coupled = reachable(wins + wins.mT) | (weight > 0).unsqueeze(-1)
 
     def evaluate(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         here = {name: part[rows] for name, part in problem.items()}
@@ -203,8 +153,9 @@ def _fit_free(
         return value, gradient.squeeze(1), hessian.squeeze(1)
 
     found = minimise_in_box(evaluate, x, coupled, bound, tol / math.sqrt(shape[-2]), most)
-    value, norm = (part.view(-1, shape[-2]) for part in (found.value, found.gradient_norm))
-    return found._replace(value=value.sum(-1), gradient_norm=norm.norm(dim=-1)), found.x.view(shape)
+    value, norm, done = (part.view(-1, shape[-2]) for part in (found.value, found.gradient_norm, found.converged))
+    together = {"value": value.sum(-1), "gradient_norm": norm.norm(dim=-1), "converged": done.all(-1)}
+    return found._replace(**together), found.x.view(shape)
 
 
 def _fit_linear(
@@ -221,7 +172,10 @@ def _fit_linear(
         hessian = torch.einsum("bxkd,bxkl,bxle->bde", phi_here, hessian, phi_here)
         return value, torch.einsum("bxkd,bxk->bd", phi_here, gradient), hessian
 
-    found = minimise_in_ball(evaluate, theta, bound, tol, most)
+    def largest(step: Tensor, rows: Tensor) -> Tensor:
+        return torch.einsum("bxkd,bd->bxk", phi[rows], step).abs().amax((1, 2))
+
+    found = minimise_in_ball(evaluate, theta, bound, tol, most, size=largest)
     rewards = torch.einsum("bxkd,bd->bxk", phi, found.x).view(features.shape[:-1])
     return found, rewards, found.x.view(*batch, size)
 
@@ -231,7 +185,7 @@ def _require_finite_optimum(parts: dict[str, Tensor], *, linear: bool) -> None:
     if bool(lost.any()):
         why = "the data are separable (alpha = 0), or pi_cal never plays an arm that did not win (alpha > 0)"
         also = " For linear rewards this test is sufficient, not necessary: a generous bound decides." if linear else ""
-        raise ValueError(f"{_named(lost)}: no finite optimum: {why}; give `bound`, the largest |reward|.{also}")
+        raise ValueError(f"{named_worlds(lost)}: no finite optimum: {why}; give `bound`, the largest |reward|.{also}")
 
 
 def _check(wins: Tensor, ref_logps: Tensor, alpha: Tensor, bound: float | None, tolerance: float) -> None:
@@ -252,10 +206,3 @@ def _check(wins: Tensor, ref_logps: Tensor, alpha: Tensor, bound: float | None, 
         raise ValueError(f"bound={bound}: must be finite and above 0, or None")
     if not 0 < tolerance < math.inf:
         raise ValueError(f"tolerance={tolerance}: must be finite and above 0")
-
-
-def _named(which: Tensor) -> str:
-    """'worlds 3, 7 (2 of 64)': at most eight of them by number."""
-    numbers = which.flatten().nonzero().flatten().tolist()
-    shown = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
-    return f"worlds {shown} ({len(numbers)} of {which.numel()})"

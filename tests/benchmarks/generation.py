@@ -31,9 +31,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from rlhf_lab.common.assets import small_model_path
 from rlhf_lab.data.docstrings import docstring_pairs
-from rlhf_lab.engine.decoding import left_pad
 from rlhf_lab.engine.generate import sample
-from rlhf_lab.summarization.candidates import choose_documents, prompt_ids
+from rlhf_lab.engine.repeated_prompts import left_pad
+from rlhf_lab.workflow.prompts import choose_documents, prompt_ids
 
 METHODS = ("ours", "generate", "continuous")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

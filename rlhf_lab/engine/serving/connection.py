@@ -4,19 +4,14 @@ Every kind of question to a server is asked here: `engine.serving.sampling` draw
 them. Python's own HTTP client and a pool of threads do it; no further package is needed.
 """
 
-import json
 import random
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from rlhf_lab.common.files import write_atomically
 from rlhf_lab.data.problems import shorten
 from rlhf_lab.engine.serving.exchange import BUSY, Arrived, Server, ServerError, Transient, exchange
 
@@ -115,23 +110,3 @@ def ask_all(
             error.done = found
         raise
     pool.shutdown()
-
-
-@contextmanager
-def kept(path: Path | None) -> Iterator[defaultdict[str, Arrived]]:
-    """{name: answers} that outlive a failure: read from `path`, written there if the block fails, else deleted.
-
-    The name of the file must say which questions were asked. None: nothing is kept.
-    """
-    done: defaultdict[str, Arrived] = defaultdict(dict)
-    if path is not None and path.exists():
-        read = json.loads(path.read_text(encoding="utf8"))
-        done.update({name: {tuple(key): value for key, value in rows} for name, rows in read.items()})
-    try:
-        yield done
-    except BaseException:
-        if path is not None and any(done.values()):
-            write_atomically(path, json.dumps({name: sorted(rows.items()) for name, rows in done.items()}))
-        raise
-    if path is not None:
-        path.unlink(missing_ok=True)

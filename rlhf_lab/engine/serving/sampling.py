@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lab.data.encoding import bos_id, encode_prompt, response_ids
 from rlhf_lab.data.problems import shorten
-from rlhf_lab.engine.generate import check_positive, check_sampling, each_temperature
+from rlhf_lab.engine.options import check_positive, check_sampling, each_temperature
 from rlhf_lab.engine.serving.connection import ask, ask_all, check_server, one_choice
 from rlhf_lab.engine.serving.exchange import Server, ServerError, base_url
 

@@ -17,7 +17,8 @@ from rlhf_lab.common.plots import METHOD_LABELS, label_ends, method_colour, styl
 from rlhf_lab.objective import Objective
 from rlhf_lab.studies.wording import Notes, Table, listed
 from rlhf_lab.worlds.bandit import random_bandit
-from rlhf_lab.worlds.descent import Descent, Loss, Trace, descend, ipo_loss, objective_loss
+from rlhf_lab.worlds.descent import Descent, Loss, Trace, descend, objective_loss
+from rlhf_lab.worlds.ipo import ipo_loss
 
 QUESTION = "Does the true value fall again when training goes on over few comparisons?"
 SEEDS = 800

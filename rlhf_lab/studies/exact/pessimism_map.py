@@ -15,8 +15,9 @@ from rlhf_lab.common.plots import style
 from rlhf_lab.studies.wording import Notes, Table, by_chance
 from rlhf_lab.worlds import exact
 from rlhf_lab.worlds.bandit import Bandit, random_bandit
+from rlhf_lab.worlds.calibration import calibration_policy
 from rlhf_lab.worlds.offline import behaviour_logps, count_comparisons, coverage, draw_comparisons
-from rlhf_lab.worlds.pessimistic import calibration_policy, fit_offline
+from rlhf_lab.worlds.pessimistic import fit_offline
 
 QUESTION = "When does pessimism pay offline, and when does it cost?"
 SEEDS = 400

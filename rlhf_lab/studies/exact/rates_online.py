@@ -139,7 +139,7 @@ def draw(results: dict) -> Figure:
                 ax.fill_between(times, lows, highs, color=_colour(row["label"]), alpha=0.12, linewidth=0)
             ax.set(xscale="log", yscale="log", xlabel="rounds T")
             ax.set_title(f"beta = {beta:g}; in brackets: the slope from T = {results['from']}")
-            label_ends(ax, gap=0.045)
+            label_ends(ax)
         axes[0].set_ylabel(r"cumulative regret of $\pi_t$, 95% interval")
     return fig
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rlhf_lab.bradley_terry.comparisons import counted_loss, draw_pairs, labelled_pairs
+from rlhf_lab.bradley_terry.comparisons import counted_loss, draw_pairs, labelled_pairs, preference_matrix
 from rlhf_lab.common.intervals import Interval, difference_interval, held_out_peak, mean_interval
 from rlhf_lab.objective import Objective
 from rlhf_lab.worlds.bandit import Bandit
@@ -79,7 +79,7 @@ def _path(bandit: Bandit, loss: Loss, wins: Tensor, steps: int) -> Trace:
 def train_one_sided(bandit: Bandit, mu: Tensor, num: int, steps: int, generator: torch.Generator) -> dict:
     """DPO on data whose rejected, or whose chosen, responses come from the starting policy, and the others from mu."""
     # [S, contexts, K, K]: the chance that the row's response wins against the column's, never against itself.
-    wins = torch.sigmoid(bandit.rewards.unsqueeze(-1) - bandit.rewards.unsqueeze(-2)) * (1 - torch.eye(ARMS))
+    wins = preference_matrix(bandit.rewards) * (1 - torch.eye(ARMS))
     policy, other = bandit.ref_logps.exp(), mu.exp()
     shares = {
         "rejected": wins * other.unsqueeze(-1) * policy.unsqueeze(-2),

@@ -13,18 +13,14 @@ from rlhf_lab.data.docstrings import DocstringPair
 from rlhf_lab.judges.gold import Judge, gold_judge
 from rlhf_lab.judges.report import Verdicts, best_of_n, judge_report
 from rlhf_lab.judges.reward_model import reward_judge, train_reward
-from rlhf_lab.online.artefacts import Artefact, model_artefact, read_table
-from rlhf_lab.online.judging import named_judge
-from rlhf_lab.online.loop import iterations
-from rlhf_lab.online.pairing import compare, penalised_scores
-from rlhf_lab.online.prompts import Row
-from rlhf_lab.online.results import collect as loop_results
-from rlhf_lab.online.settings import OnlineRun, OnlineSettings
-from rlhf_lab.online.stages import Loop, by_prompt
 from rlhf_lab.studies.text.paths import Path as Points
 from rlhf_lab.studies.text.summaries import World, training_settings
-from rlhf_lab.summarization.candidates import Candidate, prompt_text
-from rlhf_lab.summarization.pairs import make_pairs, pair_examples
+from rlhf_lab.workflow.artefacts import Artefact, read_table
+from rlhf_lab.workflow.candidates import Candidate
+from rlhf_lab.workflow.pairs import compare, make_pairs, pair_examples, penalised_scores
+from rlhf_lab.workflow.prompts import prompt_text
+from rlhf_lab.workflow.run import by_prompt
+from rlhf_lab.workflow.settings import PairSettings
 
 # The reward model learns from three comparisons a document of eight draws, with noisy labels as people's would be.
 JUDGE = {"draws": 8, "pairs_per_prompt": 3, "label_temperature": 0.05, "learning_rate": 2e-4, "epochs": 2.0}
@@ -51,7 +47,7 @@ class Scale(NamedTuple):
 def learned_judge(world: World, documents: list[DocstringPair], candidates: Draws, folder: str) -> Judge:
     """A reward model trained on comparisons of pi_0's draws to these documents, and saved in `folder`."""
     options = {name: JUDGE[name] for name in ("pairs_per_prompt", "label_temperature")}
-    pairs, _ = make_pairs(candidates, seed=world.seed, **options)
+    pairs, _ = make_pairs(candidates, PairSettings(labels="bradley-terry", **options), world.seed)
     settings = training_settings(world, folder, JUDGE["learning_rate"], JUDGE["epochs"], save_steps=0)
     examples = pair_examples(pairs, world.ids(documents))
     return reward_judge(train_reward(world.model, world.tokenizer, examples, settings).model, world.tokenizer)
@@ -123,23 +119,6 @@ def chosen_points(proxy: np.ndarray, gold: np.ndarray) -> list[dict[str, float]]
     ]
 
 
-def optimise(world: World, documents: list[DocstringPair], run: OnlineRun, function: Judge | None = None) -> list[dict]:
-    """The numbers of pi_0 and of each iteration of the loop on these documents.
-
-    function: the judge, in place of the one that run.settings.judge names.
-    """
-    judge = named_judge(run.settings.judge, run.training.device, function)
-    loop = Loop(*run, world.tokenizer, model_artefact(world.folder), judge)
-    pool, held_out = (
-        [_row(d, ids) for d, ids in zip(ds, world.ids(ds), strict=True)] for ds in (documents, world.held_out)
-    )
-    return loop_results(loop, list(iterations(loop, pool, held_out))[-1])["iterations"]
-
-
-def _row(document: DocstringPair, ids: list[int]) -> Row:
-    return {"prompt": prompt_text(document.description), "ids": ids, "reference": document.summary}
-
-
 def points(rows: list[dict], start: dict, proxy: Scale, gold: Scale) -> list[dict[str, float]]:
     """Measures of pi_0, taken from the many draws that set the scales (`start`: the others), and of every iterate."""
     found = [{"iteration": 0, **start, "gold": gold.mean, "proxy_sd": 0.0, "gold_sd": 0.0}]
@@ -158,15 +137,14 @@ def same_pairs(folder: Path, bias: float) -> float:
 
     If it is 1, the two runs are one: the same pairs train the same policy, which makes the same next draws.
     """
-    settings, same = OnlineSettings(), []
+    settings, same = PairSettings(), []
     for iteration in sorted(folder.glob("iteration-[1-9]*")):
         tables = [by_prompt(_table(iteration, name)) for name in ("candidates", "scores")]
         for draws, values in zip(*tables, strict=True):
             texts, gold = [d["text"] for d in draws], [v["gold"] for v in values]
             biased = [biased_score(g, text, bias) for g, text in zip(gold, texts, strict=True)]
-            rows = penalised_scores(texts, gold, 0.0), penalised_scores(texts, biased, bias)
-            by_gold, by_biased = (compare(row, settings, (0,)) for row in rows)
-            same.append(by_gold == by_biased)
+            by_gold = compare(texts, gold, settings, (0,))
+            same.append(by_gold == compare(texts, penalised_scores(texts, biased, bias), settings, (0,)))
     return float(np.mean(same))
 
 

@@ -20,11 +20,13 @@ from rlhf_lab.engine.models import disable_dropout, eval_mode
 from rlhf_lab.judges.rouge import rouge_l
 from rlhf_lab.objective import Objective, preference_loss, wpo_weights
 from rlhf_lab.studies.text.summaries import BATCH_SIZE, MAX_NEW_TOKENS, World, draw_summaries
-from rlhf_lab.summarization.candidates import Candidate, prompt_ids, summary_text
-from rlhf_lab.summarization.pairs import Pair, make_pairs
 from rlhf_lab.training.loop import Losses, LossFunction, TrainingResult, train
 from rlhf_lab.training.reference import reference_logps
 from rlhf_lab.training.settings import TrainingSettings
+from rlhf_lab.workflow.candidates import Candidate, response_text
+from rlhf_lab.workflow.pairs import Pair, make_pairs
+from rlhf_lab.workflow.prompts import prompt_ids
+from rlhf_lab.workflow.settings import PairSettings
 
 CANDIDATES = 8
 # At temperature 1 pi_0 gives the other model's summaries 7 nats a token, and WPO's pairs a mean weight of .0005: that
@@ -39,8 +41,8 @@ def pair_sets(world: World) -> dict[str, list[Pair]]:
     """
     own = draw_summaries(world, world.model, world.documents, CANDIDATES)
     sets = {
-        "on": make_pairs(own, labels="argmax")[0],
-        "off": make_pairs(other_summaries(world, world.documents), labels="argmax")[0],
+        "on": make_pairs(own, PairSettings())[0],
+        "off": make_pairs(other_summaries(world, world.documents), PairSettings())[0],
         "hybrid": hybrid_pairs(world, own),
     }
     common = set.intersection(*({pair.document for pair in pairs} for pairs in sets.values()))
@@ -56,7 +58,7 @@ def other_summaries(world: World, documents: Sequence[DocstringPair]) -> list[li
     prompts, eos = [prompt_ids(tokenizer, d.description) for d in documents], tokenizer.eos_token_id
     options = {"n": CANDIDATES, "temperature": OTHER_TEMPERATURE, "max_new_tokens": MAX_NEW_TOKENS, "bf16": None}
     drawn = sample(model, prompts, seed=world.seed, eos_token_id=eos, **options)
-    texts = [[summary_text(tokenizer, tokens) for tokens in row if tokens[-1] == eos] for row in drawn]
+    texts = [[response_text(tokenizer, tokens) for tokens in row if tokens[-1] == eos] for row in drawn]
     return [
         [written(world, text, document.summary) for text in row if text]
         for row, document in zip(texts, documents, strict=True)

@@ -6,14 +6,9 @@ A label is one compared pair. Every arm asks for one label about each of the sam
 from dataclasses import asdict
 from typing import NamedTuple
 
-from rlhf_lab.online.artefacts import model_artefact
-from rlhf_lab.online.judging import GOLD
-from rlhf_lab.online.loop import iterations
-from rlhf_lab.online.prompts import prompt_pools
-from rlhf_lab.online.results import collect
-from rlhf_lab.online.settings import OnlineRun, online_preset
-from rlhf_lab.online.stages import Loop
-from rlhf_lab.studies.text.summaries import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS, World, training_settings
+from rlhf_lab.studies.text.summaries import MAX_NEW_TOKENS, MAX_PROMPT_TOKENS, World, loop_rows, training_settings
+from rlhf_lab.workflow.presets import Plan, workflow_preset
+from rlhf_lab.workflow.prompts import prompt_pools
 
 # The learning rate is the loop's default for the small model.
 BETA, LEARNING_RATE, EVAL_SAMPLES = 0.1, 5e-5, 4
@@ -59,15 +54,16 @@ AS_PUBLISHED = ("reference xpo 1e-4", "reference dpo")
 CHOICE = (("reference dpo", "current dpo"), ("reference dpo", "best dpo"), ("best dpo", "current dpo"))
 
 
-def loop_settings(world: World, arm: Arm, rounds: dict, folder: str) -> OnlineRun:
+def loop_settings(world: World, arm: Arm, rounds: dict, folder: str) -> Plan:
     """The arm's preset on the world's documents; all arms train alike, but for the epochs of an offline one."""
     if arm.offline:
         rounds = rounds | {"iterations": 1, "prompts": rounds["iterations"] * rounds["prompts"]}
-    return online_preset(
+    return workflow_preset(
         arm.loop,
         objective=arm.objective,
         alpha=arm.alpha,
         beta=BETA,
+        model_name_or_path=str(world.folder),
         documents="blocks",
         eval_prompts=len(world.held_out),
         eval_samples=EVAL_SAMPLES,
@@ -76,15 +72,14 @@ def loop_settings(world: World, arm: Arm, rounds: dict, folder: str) -> OnlineRu
     )
 
 
-def iterates(world: World, run: OnlineRun) -> list[dict]:
+def iterates(world: World, run: Plan) -> list[dict]:
     """The numbers of pi_0 and of each iteration of the loop on the world's documents."""
-    loop = Loop(*run, world.tokenizer, model_artefact(world.folder), GOLD)
     corpus = [*world.documents, *world.held_out]
     pools = prompt_pools(run.settings, world.tokenizer, run.training.seed, MAX_PROMPT_TOKENS, corpus)
-    return collect(loop, list(iterations(loop, *pools))[-1])["iterations"]
+    return loop_rows(world, run, *pools)
 
 
-def point(row: dict, arm: Arm, run: OnlineRun) -> dict[str, float]:
+def point(row: dict, arm: Arm, run: Plan) -> dict[str, float]:
     """An iteration's measures, means over held-out prompts, with the labels, judge's scores and passes spent so far.
 
     passes: how many pairs all updates together read, a pair in two epochs twice, if no comparison is lost to a tie.

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from rlhf_lab.common.intervals import Interval, change, comparison, mean_interval, number, sign
 from rlhf_lab.judges.gold import gold_judge
-from rlhf_lab.online.settings import OnlineRun, online_preset
 from rlhf_lab.studies.text.hacking_figure import BEST_OF_N, alt, draw
 from rlhf_lab.studies.text.hacking_proxies import (
     JUDGE,
@@ -25,7 +24,6 @@ from rlhf_lab.studies.text.hacking_proxies import (
     learned_judge,
     length_bias,
     mean_length,
-    optimise,
     points,
     reached,
     rewards,
@@ -39,10 +37,13 @@ from rlhf_lab.studies.text.summaries import (
     World,
     draw_summaries,
     each_seed,
+    loop_rows,
     open_world,
     training_settings,
 )
 from rlhf_lab.studies.wording import Notes, Table, told
+from rlhf_lab.workflow.presets import Plan, workflow_preset
+from rlhf_lab.workflow.prompts import document_rows
 
 __all__ = ["QUESTION", "SEEDS", "alt", "answer", "draw", "notes", "run", "table"]
 
@@ -82,6 +83,7 @@ def one_seed(seed: int, seeds: int, size: dict, plan: dict) -> dict:
         world.say(f"the learned judge is right in {numbers['accuracy']:.0%} of the held-out comparisons")
         start = {"kl": 0.0} | mean_length(draws)
         paths = {BEST_OF_N: chosen_points(learned, gold)}
+        pools = [document_rows(world.tokenizer, documents) for documents in (asked, world.held_out)]
         like_length = {"judge": "gold + b * characters"}
         for arm, scored, function, changes in (
             ("gold", gold, None, {}),
@@ -89,19 +91,21 @@ def one_seed(seed: int, seeds: int, size: dict, plan: dict) -> dict:
             ("biased", biased, biased_judge(bias), like_length),
             ("half", biased, biased_judge(bias), like_length | {"length_penalty": bias / 2}),
         ):
-            rows = optimise(world, asked, loop(world, plan, f"{scratch}/{arm}", changes), function)
+            run = loop(world, plan, f"{scratch}/{arm}", changes)
+            rows = loop_rows(world, run, *pools, function)
             paths[arm] = points(rows, start, Scale.of(scored), Scale.of(gold))
             world.say(f"{ARMS[arm]}: " + ", ".join(f"{name} {value:.3g}" for name, value in paths[arm][-1].items()))
         numbers["same_pairs"] = same_pairs(Path(scratch) / "gold", bias)
     return {"numbers": numbers, "paths": paths}
 
 
-def loop(world: World, plan: dict, folder: str, changes: dict) -> OnlineRun:
+def loop(world: World, plan: dict, folder: str, changes: dict) -> Plan:
     """The settings of an arm's online loop: the learning rate is its preset's cosine, in every iteration."""
     names = ("prompts", "iterations", "max_new_tokens")
     settings = {name: plan[name] for name in names} | {"beta": BETA, "eval_prompts": len(world.held_out)} | changes
+    settings["model_name_or_path"] = str(world.folder)
     training = training_settings(world, folder, LEARNING_RATE, EPOCHS, save_steps=0)
-    return online_preset("rlhf-workflow", **settings, **asdict(training) | {"lr_scheduler_type": "cosine"})
+    return workflow_preset("rlhf-workflow", **settings, **asdict(training) | {"lr_scheduler_type": "cosine"})
 
 
 # What was found

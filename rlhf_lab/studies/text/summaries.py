@@ -24,14 +24,14 @@ from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.generate import sample
 from rlhf_lab.engine.loading import load_model, load_tokenizer
 from rlhf_lab.engine.precision import bf16_speed
-from rlhf_lab.summarization.candidates import (
-    Candidate,
-    choose_documents,
-    prompt_ids,
-    scored_candidate,
-)
-from rlhf_lab.summarization.evaluation import response_log_ratios
+from rlhf_lab.judges.gold import Judge
 from rlhf_lab.training.settings import TrainingSettings
+from rlhf_lab.workflow.candidates import Candidate, scored_candidate
+from rlhf_lab.workflow.evaluation import response_log_ratios
+from rlhf_lab.workflow.loop import iterations, open_loop
+from rlhf_lab.workflow.presets import Plan
+from rlhf_lab.workflow.prompts import Row, choose_documents, prompt_ids
+from rlhf_lab.workflow.results import collect
 
 MAX_PROMPT_TOKENS = 200
 MAX_NEW_TOKENS = 48
@@ -143,6 +143,19 @@ def training_settings(world: World, folder: str, learning_rate: float, epochs: f
         disable_tqdm=True,
         **changes,
     )
+
+
+def loop_rows(
+    world: World, plan: Plan, pool: Sequence[Row], held_out: Sequence[Row], judge: Judge | None = None
+) -> list[dict]:
+    """The numbers of pi_0 and of each iteration of the plan's one objective, asking about `pool` in its order.
+
+    judge: a function in place of the one that plan.settings.judge names.
+    """
+    ((name, objective),) = plan.objectives.items()
+    loop = open_loop(plan.settings, objective, plan.training, judge)
+    history = list(iterations(loop, pool, held_out))[-1]
+    return collect({name: loop}, {name: history})["policies"]
 
 
 def has_bf16(world: World) -> bool:

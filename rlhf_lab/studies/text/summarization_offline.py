@@ -10,8 +10,9 @@ from rlhf_lab.studies.text.paths import along, collect, contrast, draw_path, gai
 from rlhf_lab.studies.text.sharing import sharing_notes
 from rlhf_lab.studies.text.summaries import World, draw_summaries, each_seed, measure, open_world, trained
 from rlhf_lab.studies.wording import Notes, Table, told
-from rlhf_lab.summarization.pairs import make_pairs, pair_examples
 from rlhf_lab.training.preference import train_preference
+from rlhf_lab.workflow.pairs import make_pairs, pair_examples
+from rlhf_lab.workflow.settings import PairSettings
 
 QUESTION = "Does pessimism keep the reward of real summaries where DPO trains too long?"
 SEEDS = 4
@@ -52,7 +53,8 @@ def one_seed(seed: int, seeds: int, size: dict, epochs: list[int]) -> dict:
     """{arm: [measures of pi_0, and after each number of epochs]}, and the number of pairs."""
     world = open_world(seed, seeds, **size)
     candidates = draw_summaries(world, world.model, world.documents, CANDIDATES)
-    pairs, _ = make_pairs(candidates, label_temperature=LABEL_TEMPERATURE, seed=seed)
+    labels = PairSettings(labels="bradley-terry", label_temperature=LABEL_TEMPERATURE)
+    pairs, _ = make_pairs(candidates, labels, seed)
     examples, start = pair_examples(pairs, world.ids(world.documents)), measure(world, world.model)
     return {"pairs": len(pairs)} | {arm: [start, *follow(world, arm, examples, epochs)] for arm in ARMS}
 

@@ -29,9 +29,9 @@ from rlhf_lab.studies.text.paths import Path, collect, contrast, gain, intervals
 from rlhf_lab.studies.text.sharing import sharing_notes
 from rlhf_lab.studies.text.summaries import World, each_seed, measure, open_world, trained
 from rlhf_lab.studies.wording import Notes, Table, told
-from rlhf_lab.summarization.pairs import pair_examples
 from rlhf_lab.training.preference import train_preference
 from rlhf_lab.training.settings import TrainingSettings
+from rlhf_lab.workflow.pairs import pair_examples
 
 __all__ = ["QUESTION", "SEEDS", "alt", "answer", "draw", "notes", "run", "table"]
 

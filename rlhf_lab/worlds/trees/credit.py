@@ -55,9 +55,13 @@ def shared_evenly(levels: Levels) -> Tensor:
 def auc(scores: Tensor, positives: Tensor, weights: Tensor) -> Tensor:
     """P(score of a positive > score of a negative) + P(equal)/2, both drawn by weight, [S]; .5 is chance.
 
-    scores, weights: [S, M], weights >= 0; positives: bool [S, M]. Raises ValueError if a world has no positive or no
-    negative of weight above 0. Source: Mann and Whitney (1947).
+    scores, weights: [S, M], weights finite and >= 0; positives: bool [S, M]. Raises ValueError if a world has no
+    positive or no negative of weight above 0, or a score that is not a number. Source: Mann and Whitney (1947).
     """
+    if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+        raise ValueError("weights: every entry must be finite, 0 or above")
+    if bool((scores.isnan() & (weights > 0)).any()):  # sorted, it would count as the highest of all scores
+        raise ValueError("scores: an entry is not a number (nan), so it is neither above nor below another")
     results = []
     for s, (score, positive, weight) in enumerate(zip(scores, positives, weights, strict=True)):
         up, down = weight * positive, weight * ~positive

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlhf_lab.bradley_terry.comparisons import count_wins, counted_loss, draw_arms, draw_wins
+from rlhf_lab.bradley_terry.comparisons import count_wins, counted_loss, draw_arms, draw_wins, labelled_pairs
 from rlhf_lab.objective import Objective, preference_loss
 from rlhf_lab.worlds.trees.tree import Levels, path_sums
 
@@ -44,9 +44,7 @@ def exact_wins(returns: Tensor, pair_logps: Tensor) -> Tensor:
     arms = returns.shape[-1]
     if arms > MAX_ARMS:
         raise ValueError(f"returns of {arms} sequences: all pairs of at most {MAX_ARMS} are listed; use sample_pairs")
-    drawn = (pair_logps.unsqueeze(-1) + pair_logps.unsqueeze(-2)).exp()
-    wins = 2 * drawn * torch.sigmoid(returns.unsqueeze(-1) - returns.unsqueeze(-2))
-    return (wins * (1 - torch.eye(arms, dtype=wins.dtype))).unsqueeze(-3)
+    return labelled_pairs(returns, pair_logps, pair_logps).unsqueeze(-3)
 
 
 def sample_pairs(returns: Tensor, pair_logps: Tensor, num: int, generator: torch.Generator) -> Pairs:
@@ -67,8 +65,13 @@ def sampled_wins(pairs: Pairs, arms: int) -> Tensor:
 
 
 def chosen_logps(wins: Tensor) -> Tensor:
-    """log c(y), the distribution of the chosen response under wins [S, 1, L, L], [S, L]; -inf if y never wins."""
+    """log c(y), the distribution of the chosen response under wins [S, 1, L, L], [S, L]; -inf if y never wins.
+
+    Raises ValueError for a world without comparisons.
+    """
     won = wins.sum((-3, -1))
+    if not bool((won.sum(-1) > 0).all()):
+        raise ValueError("wins: some world has no comparison (N = 0), so nothing was chosen in it")
     return won.log() - won.sum(-1, keepdim=True).log()
 
 

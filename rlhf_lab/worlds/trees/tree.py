@@ -87,20 +87,32 @@ def path_sums(levels: Levels) -> Tensor:
 def token_logps(sequence_logps: Tensor, like: Levels) -> Levels:
     """log pi(a|s) = log pi(prefix + a) - log pi(prefix): the inverse of `path_sums` on log-probs.
 
-    sequence_logps: [S, L], a distribution (or unnormalised: it is normalised) in the order of `path_sums`; `like`:
-    any levels [S, W^t, V] of the same tree. So sequence distributions and token policies are the same set.
+    sequence_logps: [S, L], a distribution (or unnormalised: it is normalised) in the order of `path_sums`; -inf is a
+    probability of 0. `like`: any levels [S, W^t, V] of the same tree. So sequence distributions and token policies are
+    the same set, up to states that are never reached: uniform. Raises ValueError if a world has no sequence at all.
     """
+    if not bool((sequence_logps > -math.inf).any(-1).all()) or bool(sequence_logps.isnan().any()):
+        raise ValueError("sequence_logps: each world needs a sequence of positive probability, and numbers only")
     widths = [_width(level, below) for level, below in pairwise(like)]
     sizes = [level.shape[-2] * (level.shape[-1] - width) for level, width in zip(like, widths, strict=False)]
     *ended, joint = sequence_logps.split([*sizes, like[-1].shape[-2] * like[-1].shape[-1]], dim=-1)
     joint = joint.unflatten(-1, like[-1].shape[-2:])
-    levels = [torch.log_softmax(joint, -1)]
+    conditional, reached = _conditional(joint)
+    levels = [conditional]
     for t in reversed(range(len(like) - 1)):
         states = like[t].shape[-2]
-        going_on = torch.logsumexp(joint, -1).unflatten(-1, (states, widths[t]))
+        going_on = reached.unflatten(-1, (states, widths[t]))
         joint = torch.cat([going_on, ended[t].unflatten(-1, (states, -1))], dim=-1) if sizes[t] else going_on
-        levels.append(torch.log_softmax(joint, -1))
+        conditional, reached = _conditional(joint)
+        levels.append(conditional)
     return tuple(levels[::-1])
+
+
+def _conditional(joint: Tensor) -> tuple[Tensor, Tensor]:
+    """(log pi(a|s), log-prob of reaching s) from log pi(prefix + a), [..., V]; uniform in a state never reached."""
+    dead = (joint == -math.inf).all(-1)
+    alive = joint.masked_fill(dead.unsqueeze(-1), 0.0)  # -inf less -inf would be nan, in gradients too
+    return torch.log_softmax(alive, -1), torch.logsumexp(alive, -1).masked_fill(dead, -math.inf)
 
 
 def sequences(like: Levels) -> Tensor:

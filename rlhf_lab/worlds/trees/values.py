@@ -81,6 +81,9 @@ def visits(logps: Levels) -> Levels:
 
 
 def expected_sum(logps: Levels, levels: Levels) -> Tensor:
-    """E_{y~pi} sum_t x(s_t, a_t), [S], by visiting states, not sequences; of log(pi/pi_ref): KL(pi || pi_ref)."""
+    """E_{y~pi} sum_t x(s_t, a_t), [S], by visiting states, not sequences; of log(pi/pi_ref): KL(pi || pi_ref).
+
+    A token that is never written costs nothing, whatever x says of it: 0 * inf is 0 here, as in `worlds.exact`.
+    """
     parts = zip(visits(logps), levels, strict=True)
-    return torch.stack([(visited * x).sum((-2, -1)) for visited, x in parts]).sum(0)
+    return torch.stack([(seen * x.masked_fill(seen == 0, 0.0)).sum((-2, -1)) for seen, x in parts]).sum(0)

@@ -1,0 +1,176 @@
+"""Which prompts each iteration asks about, and which are held out: docstrings, or a file of the user's own."""
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from typing import TypedDict
+
+import pyarrow as pa
+
+from rlhf_lab.common.files import key_of
+from rlhf_lab.data.contents import Content, as_content
+from rlhf_lab.data.docstrings import DocstringPair, docstring_pairs
+from rlhf_lab.data.encoding import TokenError, encode_prompt, special_tokens
+from rlhf_lab.data.sources import read_table
+from rlhf_lab.workflow.artefacts import Artefact, stage, write_table
+from rlhf_lab.workflow.run import IDS, Loop
+from rlhf_lab.workflow.settings import WorkflowSettings
+
+TLDR_TOKEN = "<tldr>"
+PROMPTS = {"prompt": pa.string(), "messages": pa.bool_(), "ids": IDS, "reference": pa.string()}
+
+
+class Row(TypedDict):
+    """A prompt, as text or as messages, with its token ids, and a human's response to it, if there is one."""
+
+    prompt: Content
+    ids: list[int]
+    reference: str | None
+
+
+def prompt_text(description: str) -> str:
+    """How the small models are asked for a summary, as the `prompt` of a record."""
+    return f"{description} {TLDR_TOKEN}"
+
+
+def prompt_ids(tokenizer, description: str) -> list[int]:
+    """ids(description) + [<tldr>]. Raises ValueError if the tokenizer does not know <tldr>."""
+    if TLDR_TOKEN not in special_tokens(tokenizer):
+        raise ValueError(f"the tokenizer has no token {TLDR_TOKEN}: this is not one of the small summarisation models")
+    return list(encode_prompt(prompt_text(description), tokenizer))
+
+
+def document_rows(tokenizer, documents: Iterable[DocstringPair]) -> list[Row]:
+    """Documents as prompts, their human summaries as references."""
+    return [
+        Row(prompt=prompt_text(d.description), ids=prompt_ids(tokenizer, d.description), reference=d.summary)
+        for d in documents
+    ]
+
+
+def choose_documents(
+    pairs: Sequence[DocstringPair], split: str, count: int, seed: int, tokenizer, max_prompt_tokens: int
+) -> list[DocstringPair]:
+    """`count` documents of a split whose prompts fit, in an order drawn from `seed`; a smaller count is a prefix.
+
+    Raises ValueError that says how many there are if they are too few.
+    """
+    documents = [pair for pair in pairs if pair.split == split]
+    random.Random(f"{seed}/{split}").shuffle(documents)
+    chosen = []
+    for pair in documents:
+        if len(chosen) == count:
+            break
+        if len(prompt_ids(tokenizer, pair.description)) <= max_prompt_tokens:
+            chosen.append(pair)
+    if len(chosen) < count:
+        raise ValueError(f"{count} {split} documents were asked for, but only {len(chosen)} of {len(documents)} fit")
+    return chosen
+
+
+def prompt_pools(
+    settings: WorkflowSettings, tokenizer, seed: int, max_tokens: int, corpus: Sequence[DocstringPair] | None = None
+) -> tuple[list[Row], list[Row]]:
+    """(all prompts to learn from, held-out ones), each in an order drawn from `seed`; none of more than max_tokens.
+
+    No prompt stands in both, and none twice in either. Raises ValueError that says how many there are if they are too
+    few, or which rows of the file cannot be used.
+    """
+    if settings.prompts_file is None:
+        pools = _docstring_pools(tokenizer, seed, max_tokens, corpus)
+    else:
+        rows = distinct(_file_rows(settings.prompts_file, tokenizer, max_tokens), settings.prompts_file)
+        random.Random(f"{seed}/prompts").shuffle(rows)
+        cut = max(0, len(rows) - settings.held_out)
+        pools = rows[:cut], rows[cut:]
+    needed = settings.prompts * (settings.iterations if settings.documents == "blocks" else 1)
+    if len(pools[0]) < needed or len(pools[1]) < settings.held_out:
+        raise ValueError(
+            f"{needed} prompts to learn from and {settings.held_out} held-out ones are needed, but there are "
+            f"{len(pools[0])} and {len(pools[1])} of at most {max_tokens} tokens: lower prompts or eval_prompts"
+            + (", or choose documents='cycle'" if settings.documents == "blocks" else "")
+        )
+    return pools[0], pools[1][: settings.held_out]
+
+
+def distinct(rows: Sequence[Row], source: str) -> list[Row]:
+    """The first row of each prompt, for one written twice would be learned from AND held out; says how many go."""
+    first: dict[tuple[int, ...], Row] = {}
+    for row in rows:
+        first.setdefault(tuple(row["ids"]), row)
+    if len(first) < len(rows):
+        print(f"{source}: {len(rows) - len(first)} of {len(rows)} rows repeat an earlier prompt and are left out")
+    return list(first.values())
+
+
+def block(pool: Sequence[Row], iteration: int, count: int) -> list[Row]:
+    """The `count` prompts of an iteration (from 1): consecutive ones, around the end of the pool to its beginning."""
+    first = (iteration - 1) * count
+    return [pool[i % len(pool)] for i in range(first, first + count)]
+
+
+def packed(rows: Iterable[Row]) -> list[dict]:
+    """Rows as a table holds them: messages are JSON."""
+    columns = []
+    for row in rows:
+        messages = not isinstance(row["prompt"], str)
+        text = json.dumps(row["prompt"], ensure_ascii=False) if messages else row["prompt"]
+        columns.append({**row, "prompt": text, "messages": messages})
+    return columns
+
+
+def unpacked(columns: Iterable[dict]) -> list[Row]:
+    """What `packed` packed."""
+    rows = []
+    for row in columns:
+        prompt = tuple(json.loads(row["prompt"])) if row["messages"] else row["prompt"]
+        rows.append(Row(prompt=prompt, ids=row["ids"], reference=row["reference"]))
+    return rows
+
+
+def prompts_stage(loop: Loop, iteration: int, rows: Sequence[Row]) -> Artefact:
+    """The iteration's prompts (of iteration 0: the held-out ones), one row each."""
+    facts = {"rows": len(rows), "content": key_of(rows=list(rows))}
+    table = packed(rows)
+    return stage(loop.folder(iteration), "prompts", facts, lambda path: write_table(path, table, pa.schema(PROMPTS)))
+
+
+def _docstring_pools(tokenizer, seed: int, max_tokens: int, corpus) -> tuple[list[Row], list[Row]]:
+    """Not the training split: of documents whose human summary the SFT model has learned it would sample copies."""
+    corpus = docstring_pairs() if corpus is None else corpus
+
+    def rows(split: str) -> list[Row]:
+        fitting = sum(p.split == split and len(prompt_ids(tokenizer, p.description)) <= max_tokens for p in corpus)
+        chosen = choose_documents(corpus, split, fitting, seed, tokenizer, max_tokens)
+        return distinct(document_rows(tokenizer, chosen), f"{split} documents")
+
+    return rows("validation"), rows("test")
+
+
+def _file_rows(path: str, tokenizer, max_tokens: int) -> list[Row]:
+    rows, problems = [], []
+    for number, row in read_table(path).rows:
+        given, reference = (row.get("prompt"), row.get("reference")) if isinstance(row, dict) else (None, None)
+        try:
+            prompt = as_content(given) if given else None
+            ids = list(encode_prompt(prompt, tokenizer)) if prompt else []
+        except TokenError as error:
+            problems.append(f"row {number}: {error}")
+            continue
+        except ValueError as error:
+            problems.append(f"row {number}, prompt: {error}")
+            continue
+        if not ids or not isinstance(reference, str | None):
+            problems.append(f"row {number}: needs a `prompt`, and its `reference`, if any, as text")
+        elif len(ids) > max_tokens:
+            problems.append(f"row {number}: {len(ids)} tokens, but only {max_tokens} leave room for a response")
+        elif not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+            problems.append(f"row {number}: the prompt ends with an assistant's message; drop the row or the message")
+        else:
+            rows.append(Row(prompt=prompt, ids=ids, reference=reference))
+    without = sum(row["reference"] is None for row in rows)
+    if 0 < without < len(rows):
+        problems.append(f"{without} of {len(rows)} rows have no `reference`: give it in every row, or in none")
+    if problems:
+        raise ValueError(f"{path}: {len(problems)} problems, " + "; ".join(problems[:5]))
+    return rows

@@ -1,0 +1,217 @@
+"""The results in words: a line a policy on the screen, tables and samples there and in Markdown."""
+
+import textwrap
+from collections.abc import Sequence
+
+from rlhf_lab.common.markdown import markdown_table
+from rlhf_lab.common.plots import METHOD_LABELS
+
+LABEL_WIDTH = 19
+JUDGES = {"gold": "gold", "score": "proxy"}
+REWARDS = ("", "reward", "95%", "vs SFT", "95%", "wins vs SFT")
+ROUGE = ("R-1", "R-2", "R-L")
+COSTS = ("", "KL", "95%", "tokens", "characters", "entropy", "pairs", "ties", "identical", "flipped", "equal draws")
+
+
+def main_judge(results: dict) -> str:
+    """The judge whose rewards are the result: gold where there is one."""
+    return results["judges"][-1]
+
+
+def label(row: dict, loop: bool) -> str:
+    """A policy's name in tables and figures; loop: with its iteration."""
+    name = METHOD_LABELS.get(row["policy"], row["policy"])
+    return f"{name}, iteration {row['iteration']}" if loop and row["iteration"] else name
+
+
+def is_loop(results: dict) -> bool:
+    """True if an objective was trained in several iterations."""
+    return results["settings"]["iterations"] > 1
+
+
+def progress_line(row: dict, gold: bool) -> str:
+    """One policy in one line, for the screen."""
+    judge = "gold" if gold or "score" not in row else "score"
+    gain, wins = row[judge]["delta_vs_sft"], row[judge]["win_rate_vs_sft"]
+    return (
+        f"{row['policy']}, iteration {row['iteration']}: {JUDGES[judge]} reward {row[judge]['reward']['mean']:.4f}, "
+        f"{gain['mean']:+.4f} ({gain['low']:+.3f} to {gain['high']:+.3f}) against pi_0, {wins['mean']:.0%} wins; "
+        f"KL {row['kl']['mean']:.2f}, {row['length']['mean']:.1f} tokens; {row['pairs']['pairs']} pairs, "
+        f"{row['pairs']['ties']} ties; {sum(row['seconds'].values()):.0f} s"
+    )
+
+
+def reward_table(results: dict, judge: str, decoding: str) -> list[tuple[str, ...]]:
+    """Header and a row of text cells a policy, lead words first where they have a reward; sampled or greedy."""
+    loop = is_loop(results)
+    rouge = ROUGE if judge == "gold" and results["lead_words"] else ()
+    rows = [(*REWARDS, *(("wins vs last",) if loop else ()), *rouge)]
+    if rouge:
+        lead = results["lead_words"]
+        rows.append((f"first {lead['words']} words", *_rewards(lead, loop), *_rouge(lead["rouge"])))
+    for row in results["policies"]:
+        numbers = row[judge] if decoding == "sampled" else row[judge]["greedy"]
+        cells = _rouge(row["rouge"][decoding]) if rouge else ()
+        rows.append((label(row, loop), *_rewards(numbers, loop), *cells))
+    return rows
+
+
+def cost_table(results: dict) -> list[tuple[str, ...]]:
+    """Header and a row of text cells a policy: what it paid in KL, length and comparisons."""
+    rows = [COSTS]
+    for row in results["policies"]:
+        pairs = row.get("pairs", {})
+        counts = (str(pairs.get(name, "")) for name in ("pairs", "ties", "identical", "flipped"))
+        share = f"{pairs['identical_share']:.1%}" if pairs else ""
+        means = (f"{row['length']['mean']:.1f}", f"{row['characters']['mean']:.1f}", f"{row['entropy']['mean']:.3f}")
+        kl = row["kl"]
+        cells = (f"{kl['mean']:.2f}", f"{kl['low']:.2f} to {kl['high']:.2f}", *means, *counts, share)
+        rows.append((label(row, is_loop(results)), *cells))
+    return rows
+
+
+def seconds_table(results: dict) -> list[tuple[str, ...]]:
+    """Seconds of each stage, a row a policy, the header first; what objectives share stands in each of their rows."""
+    names = list(dict.fromkeys(name for row in results["policies"] for name in row["seconds"]))
+    rows = [("", *names)]
+    for row in results["policies"]:
+        cells = (f"{row['seconds'].get(name, 0.0):.1f}" for name in names)
+        rows.append((label(row, is_loop(results)), *cells))
+    return rows
+
+
+def verdict(results: dict) -> list[str]:
+    """One sentence a policy: does the interval of its sampled reward against SFT exclude zero?"""
+    judge, sentences = main_judge(results), []
+    for row in results["policies"][1:]:
+        delta, name = row[judge]["delta_vs_sft"], label(row, is_loop(results))
+        numbers = f"{delta['mean']:+.4f} ({delta['low']:+.4f} to {delta['high']:+.4f})"
+        if delta["low"] > 0:
+            sentences.append(f"{name} beats the SFT model: {numbers}.")
+        elif delta["high"] < 0:
+            sentences.append(f"{name} is WORSE than the SFT model: {numbers}.")
+        else:
+            sentences.append(f"{name} does NOT clearly beat the SFT model: {numbers} includes zero.")
+    return sentences
+
+
+def samples_text(results: dict) -> str:
+    """Prompts with the human response and every last policy's greedy and first sampled one, for the screen."""
+    blocks = []
+    for item in results["samples"]:
+        lines = [_entry("prompt", str(item["prompt"]))]
+        lines += [_entry("human", item["reference"])] if item["reference"] else []
+        for name, texts in item["policies"].items():
+            lines.append(_entry(METHOD_LABELS.get(name, name), texts["greedy"]))
+            lines.append(_entry("  sampled", texts["sampled"]))
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def screen(results: dict) -> str:
+    """All that the command prints at the end."""
+    parts = []
+    for decoding in ("sampled", "greedy"):
+        parts.append(f"{decoding} responses to {results['settings']['eval_prompts']} held-out prompts")
+        parts.append(aligned(reward_table(results, main_judge(results), decoding)) + "\n")
+    parts += ["what it cost", aligned(cost_table(results)) + "\n", *verdict(results), *corpus_note(results)]
+    return "\n".join([*parts, "", samples_text(results)])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width, the first to the left, all others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def corpus_note(results: dict) -> list[str]:
+    """A sentence if the corpus is another than that of the shipped numbers."""
+    corpus = results["corpus"]
+    if corpus is None or corpus["shipped"]:
+        return []
+    return [
+        f"The corpus ({corpus['pairs']:,} pairs, fingerprint {corpus['fingerprint']}) is not that of the published "
+        "numbers, for other versions of packages or of Python are installed: expect other numbers."
+    ]
+
+
+def markdown(results: dict, figure: str, alt: str) -> str:
+    """report.md: what was done, the figure, tables of rewards, costs and times, samples, and all settings."""
+    settings = results["settings"]
+    verdicts = "\n".join(f"- {sentence}" for sentence in [*verdict(results), *corpus_note(results)])
+    sections = ["# Preference optimisation", _what_was_done(results), verdicts, f"![{alt}]({figure})"]
+    for judge in reversed(results["judges"]):
+        for decoding, note in (
+            ("sampled", f"{settings['eval_samples']} draws a prompt at temperature 1"),
+            ("greedy", "the most likely token at every step"),
+        ):
+            title = f"## {JUDGES[judge].capitalize()} reward of {decoding} responses: {note}"
+            sections += [title, markdown_table(reward_table(results, judge, decoding))]
+    sections += ["## What it cost", markdown_table(cost_table(results))]
+    sections += ["## Seconds of each stage", markdown_table(seconds_table(results))]
+    sections += ["## How to read it", HOW_TO_READ, "## Samples", "Taken by the seed, not chosen."]
+    sections += [f"```text\n{samples_text(results)}\n```", "## Settings"]
+    facts = settings | results["training"]
+    sections.append(markdown_table([("setting", "value"), *((name, str(value)) for name, value in facts.items())]))
+    objectives = [("objective", "settings"), *((name, str(value)) for name, value in results["objectives"].items())]
+    sections.append(markdown_table(objectives))
+    sections.append(markdown_table([("version", ""), *results["versions"].items()]))
+    return "\n\n".join(sections) + "\n"
+
+
+def _what_was_done(results: dict) -> str:
+    settings = results["settings"]
+    loop = f"{settings['iterations']} iterations of " if is_loop(results) else ""
+    labels = settings["labels"]
+    if labels == "bradley-terry":
+        labels += f" at temperature {settings['label_temperature']}"
+    shared = " Every method learned from the same pairs." if len(results["objectives"]) > 1 else ""
+    return (
+        f"{loop}{settings['prompts']} prompts, {settings['candidates']} candidates each at temperatures "
+        f"{', '.join(map(str, settings['temperatures']))}; pairs {settings['pairs']}, {settings['pairs_per_prompt']} a "
+        f"prompt; judge {settings['judge']}, labels {labels}.{shared} Measured on {settings['eval_prompts']} held-out "
+        f"prompts. All stages together took {results['seconds']:.0f} s."
+    )
+
+
+def _rewards(numbers: dict, loop: bool) -> tuple[str, ...]:
+    gain = numbers.get("delta_vs_sft")
+    wins = [numbers.get(f"win_rate_vs_{name}") for name in (("sft", "last") if loop else ("sft",))]
+    return (
+        *_mean_and_range(numbers["reward"]),
+        *(_mean_and_range(gain, "+") if gain else ("", "")),
+        *(f"{rate['mean']:.1%}" if rate else "" for rate in wins),
+    )
+
+
+def _rouge(means: dict) -> tuple[str, ...]:
+    return tuple(f"{means[name]:.3f}" for name in ("rouge1", "rouge2", "rougeL"))
+
+
+def _mean_and_range(value: dict, sign: str = "") -> tuple[str, str]:
+    return f"{value['mean']:{sign}.4f}", f"{value['low']:{sign}.3f} to {value['high']:{sign}.3f}"
+
+
+def _entry(name: str, text: str) -> str:
+    indent = " " * LABEL_WIDTH
+    return textwrap.fill(text, 110, initial_indent=name.ljust(LABEL_WIDTH), subsequent_indent=indent)
+
+
+HOW_TO_READ = """\
+- SFT is pi_0, where every policy starts. Intervals: 95%, bootstrap over held-out prompts; differences are paired by
+  prompt. They do not cover another draw of the training data: for that run several seeds.
+- Gold is ROUGE-L F1 against a human's response; proxy is what another judge scored. Where the proxy rises and gold does
+  not, the policy exploits the judge. A pairwise judge's proxy is the probability to beat SFT's response to the prompt.
+- wins: share of comparisons of responses to the same prompt that have more reward; ties count half. R-1, R-2, R-L:
+  ROUGE F1.
+- KL: mean over sampled responses of log pi - log pi_0, summed over the response, in nats. entropy: minus the mean
+  log-prob of a sampled token, in nats. tokens: with the end-of-text token.
+- ties: comparisons of equal (penalised) score; identical: the draws had too few distinct texts. Neither is trained on.
+  flipped: labels against the score. equal draws: share of a prompt's draws' pairs with the same text; near 1 the
+  policy has stopped exploring.
+- Sampling shows the whole policy, greedy decoding only its peak: a method can raise the one and lower the other. Where
+  the greedy reward falls or responses grow longer while the sampled reward rises, the method over-optimises."""

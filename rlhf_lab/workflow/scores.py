@@ -1,0 +1,137 @@
+"""The judge that the settings name, what it is refused for, and the stage in which it scores the candidates."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+
+from rlhf_lab.common.assets import SHIPPED
+from rlhf_lab.common.files import read_whole
+from rlhf_lab.data.contents import Content
+from rlhf_lab.engine.loading import load_model, load_tokenizer, model_source
+from rlhf_lab.engine.precision import pick_device
+from rlhf_lab.judges.gold import Judge
+from rlhf_lab.judges.pairwise import pairwise_judge
+from rlhf_lab.judges.reward_model import reward_judge, reward_model
+from rlhf_lab.judges.served import server_judge
+from rlhf_lab.workflow.artefacts import Artefact, model_artefact, read_table, stage, write_table
+from rlhf_lab.workflow.prompts import Row, unpacked
+from rlhf_lab.workflow.run import GOLD, Loop, NamedJudge, by_prompt
+from rlhf_lab.workflow.settings import WorkflowSettings, WorkflowTraining
+
+SCORES = {"prompt": pa.int32(), "score": pa.float64(), "gold": pa.float64()}
+
+
+def choose_judge(settings: WorkflowSettings, training: WorkflowTraining, judge: Judge | None = None) -> NamedJudge:
+    """The served judge, known by its model's name wherever it is served, or what `named_judge` finds."""
+    if settings.judge != "server":
+        return named_judge(settings.judge, training.device, judge)
+    if judge is not None:
+        raise ValueError("judge='server' asks a server, and would ignore the function given: name it otherwise")
+    options = {"answer": settings.judge_answer, "concurrency": settings.concurrency}
+    options |= {"timeout": settings.server_timeout, "retries": settings.server_retries}
+    options |= {"api_key_variable": settings.judge_api_key_variable}
+    options |= {"work": Path(training.output_dir), "progress": None if training.disable_tqdm else "judging"}
+    load = partial(server_judge, settings.judge_url, settings.judge_model, **options)
+    return NamedJudge(f"server {settings.judge_model}, {settings.judge_answer}", load, relative=True)
+
+
+def named_judge(name: str, device: str = "auto", judge: Judge | None = None) -> NamedJudge:
+    """ "gold", a reward or pairwise model by its folder, or the function `judge`, known to the stages as `name`.
+
+    A scalar head makes a model a reward model, a language-model head a pairwise one. A function is taken to score each
+    response by itself. Raises ValueError if the folder holds no model.
+    """
+    if judge is not None:
+        if name == "gold":
+            raise ValueError("a judge of yours needs a name of its own for the stages' keys: set judge='my-judge 1'")
+        return NamedJudge(f"function {name}", lambda: judge)
+    if name == "gold":
+        return GOLD
+    folder = Path(model_source(name) if name in SHIPPED else name).expanduser()
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"judge={name!r} is neither gold nor a folder with a reward or pairwise preference model")
+    architectures = read_whole(folder / "config.json", "save the judge again").get("architectures") or [""]
+    relative = not architectures[0].endswith("ForSequenceClassification")
+    load = partial(_model_judge, folder, device, relative)
+    return NamedJudge(f"model {model_artefact(folder).content}", load, relative)
+
+
+def scores(
+    judge: NamedJudge,
+    prompts: Sequence[Content],
+    responses: Sequence[Sequence[str]],
+    references: Sequence[str] | None,
+) -> list[list[float]]:
+    """One finite score per response.
+
+    Raises ValueError that names the prompts if the judge returns NaN or infinity, or not one score per response.
+    """
+    result = judge.load()(prompts, responses, references)
+    if [len(row) for row in result] != [len(row) for row in responses]:
+        raise ValueError(f"the judge ({judge.identity}) did not return one score for each response")
+    bad = [i for i, row in enumerate(result) if not all(map(math.isfinite, row))]
+    if bad:
+        raise ValueError(
+            f"the judge ({judge.identity}) gave NaN or infinite scores to {len(bad)} of {len(prompts)} prompts, e.g. "
+            f"{bad[:10]}; the first begins {str(prompts[bad[0]])[:80]!r}. Check the judge on these prompts"
+        )
+    return [[float(score) for score in row] for row in result]
+
+
+def wins_against(judge: NamedJudge, prompts: Sequence[Content], responses, opponents) -> list[list[float]]:
+    """P(response j beats opponent j) of every prompt, by a relative judge asked about the two alone; lists of lists."""
+    asked, duels = [], []
+    for prompt, ours, theirs in zip(prompts, responses, opponents, strict=True):
+        for duel in zip(ours, theirs, strict=True):
+            asked.append(prompt)
+            duels.append(duel)
+    won = iter(scores(judge, asked, duels, None))
+    return [[next(won)[0] for _ in row] for row in responses]
+
+
+def judge_texts(judge: NamedJudge, asked: Sequence[Row], texts: Sequence[Sequence[str]]) -> list[list[dict]]:
+    """{"score", "gold"} of every text; gold is None without references. Raises ValueError as `scores` does."""
+    score = scores(judge, [row["prompt"] for row in asked], texts, references_of(asked))
+    gold = score if judge.is_gold else gold_scores(asked, texts)
+    judged = []
+    for scored, known in zip(score, gold, strict=True):
+        judged.append([{"score": s, "gold": g} for s, g in zip(scored, known, strict=True)])
+    return judged
+
+
+def gold_scores(asked: Sequence[Row], texts: Sequence[Sequence[str]]) -> list[list[float]] | list[list[None]]:
+    """The gold reward of every text; None without references."""
+    references = references_of(asked)
+    if references is None:
+        return [[None] * len(row) for row in texts]
+    return scores(GOLD, [row["prompt"] for row in asked], texts, references)
+
+
+def references_of(asked: Sequence[Row]) -> list[str] | None:
+    """The humans' responses, or None if a prompt has none."""
+    references = [row["reference"] for row in asked]
+    return None if None in references else references
+
+
+def scores_stage(loop: Loop, iteration: int, prompts: Artefact, candidates: Artefact) -> Artefact:
+    """The judge's score of every candidate, and the gold reward where there are references; rows as the candidates'."""
+    facts = {"prompts": prompts.content, "candidates": candidates.content, "judge": loop.judge.identity}
+
+    def make(path: Path) -> None:
+        texts = [[c["text"] for c in row] for row in by_prompt(read_table(candidates))]
+        rows = []
+        for i, row in enumerate(judge_texts(loop.judge, unpacked(read_table(prompts)), texts)):
+            rows += [{"prompt": i, **judgement} for judgement in row]
+        write_table(path, rows, pa.schema(SCORES))
+
+    return stage(loop.folder(iteration), "scores", facts, make)
+
+
+def _model_judge(folder: Path, device: str, relative: bool) -> Judge:
+    tokenizer, place = load_tokenizer(str(folder)), pick_device(device)
+    if relative:
+        return pairwise_judge(load_model(folder).to(place), tokenizer)
+    return reward_judge(reward_model(folder).to(place), tokenizer)
