@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from rlhf_lab.authoring import benchmarks
 from rlhf_lab.authoring.masters import between_markers
 from rlhf_lab.common.assets import PACKAGE
+from rlhf_lab.common.files import read_whole
 from rlhf_lab.common.intervals import over_runs
 from rlhf_lab.common.markdown import markdown_table
 from rlhf_lab.studies.report import STUDIES
@@ -94,7 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the table of the files between the markers of its Markdown file."""
     parser = argparse.ArgumentParser(prog="python -m rlhf_lab.authoring.readme", description=__doc__)
     parser.add_argument("kind", choices=TABLES)
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="one, or for summarize one a seed, for studies one of each")
+    parser.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="one; of summarize one a seed, of studies one each"
+    )
     parser.add_argument("--readme", type=Path, help="the Markdown file that the table goes into")
     options = parser.parse_args(arguments)
     marker, page, made = TABLES[options.kind]
