@@ -95,3 +95,29 @@ def test_a_blocked_import_would_be_noticed():
     code = HEADLESS.replace("not module.name.startswith(above)", 'module.name.startswith("rlhf_lab.course.")')
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert done.returncode != 0 and "IPython" in done.stderr
+
+
+# The forms that every module of a kind has: commands their entrance, studies what a report is made of.
+FORMS = {
+    "commands": {"main", "add_arguments"},
+    "authoring": {"main"},
+    "pretraining": {"main"},
+    "studies": {"main", "run", "answer", "table", "notes", "draw", "alt", "one_seed", "follow", "draw_panel"},
+}
+
+
+def public_names() -> dict[str, set[str]]:
+    """{name: rooms} of all public functions and classes, but for the forms."""
+    rooms: dict[str, set[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = room_of(path)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            named = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            if named and node.name not in FORMS.get(room, ()):
+                rooms.setdefault(node.name, set()).add(room)
+    return rooms
+
+
+def test_no_public_name_stands_in_two_rooms():
+    """A reader who meets a name knows which one it is."""
+    assert {name: rooms for name, rooms in public_names().items() if len(rooms) > 1} == {}

@@ -57,6 +57,14 @@ def offline_fit_table(rows: Sequence[Mapping]) -> str:
     return markdown_table(table)
 
 
+def shared_machine_table(measured: Mapping) -> str:
+    """Seconds of a small main job alone and beside a busy process, for each way in which torch's threads wait."""
+    rows = [["threads", "alone, s", "beside a busy process, s", "slowdown"]]
+    for name, row in measured["settings"].items():
+        rows.append([name, f"{row['alone']:.0f}", f"{row['shared']:.0f}", f"{row['slowdown']:.2f}x"])
+    return markdown_table(rows)
+
+
 def _cell(name: str, value: str | float | None) -> str:
     if value is None or isinstance(value, str) or name in COUNTS:
         return "" if value is None else str(value)

@@ -67,7 +67,7 @@ def _with_range(value: Mapping, sign: str) -> str:
     return f"{mean} ({low} to {high})"
 
 
-class Table(NamedTuple):
+class PageTable(NamedTuple):
     """A table's place: the marker, the page under the checkout, and what makes it of the contents of its files."""
 
     marker: str
@@ -75,18 +75,19 @@ class Table(NamedTuple):
     made: Callable[[list[Any]], str]
 
 
-def _benchmark(name: str, table: Callable[[Any], str]) -> Table:
-    return Table(name, "docs/benchmarks.md", lambda files: table(files[0]))
+def _benchmark(name: str, table: Callable[[Any], str]) -> PageTable:
+    return PageTable(name, "docs/benchmarks.md", lambda files: table(files[0]))
 
 
 SEVERAL = ("summarize", "studies")  # tables of several files
 TABLES = {
-    "summarize": Table("results", "docs/results.md", summarize_table),
-    "online": Table("online", "docs/results.md", lambda files: online_table(files[0])),
-    "studies": Table("studies", "docs/studies/README.md", studies_table),
+    "summarize": PageTable("results", "docs/results.md", summarize_table),
+    "online": PageTable("online", "docs/results.md", lambda files: online_table(files[0])),
+    "studies": PageTable("studies", "docs/studies/README.md", studies_table),
     "preference_step": _benchmark("preference_step", benchmarks.preference_step_table),
     "generation": _benchmark("generation", benchmarks.generation_table),
     "bandits": _benchmark("bandits", benchmarks.bandits_table),
+    "shared_machine": _benchmark("shared_machine", benchmarks.shared_machine_table),
     "offline_fit": _benchmark("offline_fit", benchmarks.offline_fit_table),
 }
 

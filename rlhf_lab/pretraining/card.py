@@ -39,7 +39,9 @@ class Quality:
     examples: list[dict]
 
 
-def measure(model, tokenizer, data_pairs: Sequence[DocstringPair], loss_examples, split: str = "test") -> Quality:
+def measure_quality(
+    model, tokenizer, data_pairs: Sequence[DocstringPair], loss_examples, split: str = "test"
+) -> Quality:
     """Held-out loss (nats per summary token), ROUGE of greedy and sampled summaries, and the lead-words baseline."""
     documents = [pair for pair in data_pairs if pair.split == split]
     logps = reference_logps(model, loss_examples, cache_dir=None)
@@ -58,7 +60,7 @@ def export(model, data: Data, facts: dict, name: str, folder: Path) -> Quality:
     """Write `folder` (bf16 safetensors, tokenizer, results.json, README.md) and measure what was written."""
     save_model(model.to(torch.bfloat16), data.tokenizer, folder)
     shipped, tokenizer = load_model(folder), load_tokenizer(folder)
-    quality = measure(shipped, tokenizer, data.pairs, summary_examples(data, "test"))
+    quality = measure_quality(shipped, tokenizer, data.pairs, summary_examples(data, "test"))
     parameters = sum(p.numel() for p in shipped.parameters())
     results = {"name": name, "parameters": parameters, **facts, "quality": vars(quality), "versions": _versions()}
     write_atomically(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")

@@ -54,7 +54,7 @@ def contrast(a: Path, b: Path, measure: str, point: int = -1, *, since: int | No
     return difference_interval(*values)
 
 
-def along(path: Path, name: str, values: Sequence[float]) -> Path:
+def with_measure(path: Path, name: str, values: Sequence[float]) -> Path:
     """The path with one more measure, which is the same for all seeds: the epochs at its points, say."""
     seeds = len(next(iter(path.values()))[0])
     return path | {name: [[value] * seeds for value in values]}

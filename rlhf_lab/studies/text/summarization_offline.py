@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from rlhf_lab.common.intervals import comparison, number
 from rlhf_lab.common.plots import OKABE_ITO, label_ends, method_colour, style
 from rlhf_lab.objective import Objective, preset
-from rlhf_lab.studies.text.paths import along, collect, contrast, draw_path, gain, intervals
+from rlhf_lab.studies.text.paths import collect, contrast, draw_path, gain, intervals, with_measure
 from rlhf_lab.studies.text.sharing import sharing_notes
 from rlhf_lab.studies.text.summaries import World, draw_summaries, each_seed, measure, open_world, trained
 from rlhf_lab.studies.wording import Notes, Table, told
@@ -147,7 +147,7 @@ def draw(results: dict) -> Figure:
         fig, axes = plt.subplots(1, 3, figsize=(13.0, 4.0))
         for arm, path in results["paths"].items():
             label, colour, line = LOOKS[arm]
-            shown = along(path, "epochs", epochs)
+            shown = with_measure(path, "epochs", epochs)
             draw_path(axes[0], shown, "kl", "gold", colour, label, line, gained=True)
             draw_path(axes[1], shown, "epochs", "gold", colour, label, line, gained=True)
             draw_path(axes[2], shown, "epochs", "greedy", colour, label, line, gained=True)
