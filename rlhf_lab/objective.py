@@ -8,6 +8,7 @@
     w       = 1 (DPO) or the WPO weight of the pair, never differentiated
 
 The same function serves a ten-armed bandit in float64 and a sharded 8B model in bf16: tensors in, per-pair tensors out.
+Every symbol, and the three forms in which papers write alpha, stand in docs/notation.md.
 """
 
 import math
@@ -37,10 +38,10 @@ class Objective:
     """
 
     beta: float = 0.1
-    """inverse temperature of the KL tilt, above 0"""
+    """price of a nat of KL and temperature of the tilt exp(r/beta), above 0"""
     alpha: float = 0.0
-    """VPO's coefficient PER PAIR of a mean loss (the theory's, of a sum, divided by N), 0 or above; papers that
-    print a coefficient of the summed log-ratio (XPO, RPO) mean alpha * beta"""
+    """VPO's coefficient PER PAIR of a mean loss, 0 or above: that of a sum over N pairs, as the paper has it, is N *
+    alpha; a coefficient of the summed log-ratio, as XPO prints it, is alpha * beta"""
     stance: Stance = "optimistic"
     """the sign of the bonus: optimistic pushes the calibration responses down, pessimistic up"""
     calibration: Calibration = "reference"
@@ -205,7 +206,8 @@ PRESETS: dict[str, Objective] = {
     "vpo-offline": Objective(alpha=0.2, stance="pessimistic", calibration="chosen"),
     # XPO's coefficient of the summed log-ratio is 1e-5 = alpha * beta.
     "xpo": Objective(alpha=1e-4, stance="optimistic", calibration="reference"),
-    # RPO: 0.005 on the summed log-ratio at beta .01 (arXiv 2405.16436).
+    # .005 on the summed log-ratio. RPO (arXiv 2405.16436) has eta .005 at beta .01, and its released code multiplies it
+    # by beta, which is alpha .005.
     "rpo": Objective(beta=0.01, alpha=0.5, stance="pessimistic", calibration="chosen"),
     "wpo+vpo-offline": Objective(alpha=0.2, stance="pessimistic", calibration="chosen", weighting="sampled"),
 }

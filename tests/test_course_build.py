@@ -17,6 +17,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
+from rlhf_lab.authoring import benchmarks
 from rlhf_lab.authoring import build as build_module
 from rlhf_lab.authoring import readme as results
 from rlhf_lab.authoring.build import build, main
@@ -275,16 +276,16 @@ def test_readme_table_and_unknown_names(tmp_path):
         list(build(tmp_path / "elsewhere"))
 
 
-def test_result_tables_go_between_the_readmes_markers(tmp_path):
-    """A benchmark row of 8 and 2 pairs/s, ratio 4, 85% of the limit, no memory measured."""
+def test_result_tables_go_between_their_markers(tmp_path):
+    """A benchmark row of 8 and 2 pairs/s, ratio 4, 85% of the limit, 1.25 GB of ours, no memory of TRL's measured."""
     readme, measured = tmp_path / "README.md", tmp_path / "rows.json"
-    readme.write_text("a\n<!-- benchmark:begin -->\nold\n<!-- benchmark:end -->\nz\n", encoding="utf-8")
+    readme.write_text("a\n<!-- preference_step:begin -->\nold\n<!-- preference_step:end -->\nz\n", encoding="utf-8")
     row = {"shape": "tldr", "model": "6M", "precision": "bf16", "ours_pairs_per_s": 8, "trl_pairs_per_s": 2}
-    row |= {"prompt": 400}
+    row |= {"prompt": 400, "pairs": 32, "ours_memory_gb": 1.25}
     measured.write_text(json.dumps([row | {"speed_ratio": 4, "limit_share": 0.85}]), encoding="utf-8")
-    assert results.main(["benchmark", str(measured), "--readme", str(readme)]) == 0
+    assert results.main(["preference_step", str(measured), "--readme", str(readme)]) == 0
     text = readme.read_text(encoding="utf-8")
-    assert "| tldr | 6M | bf16 | 400 | 8.00 | 2.00 | 4.00x |  | 85% |" in text and "old" not in text
+    assert "| tldr | 6M | bf16 | 400 | 32 | 8.00 | 2.00 | 4.00x | 1.2 |  |  | 85% |" in text and "old" not in text
     assert text.startswith("a\n") and text.endswith("z\n")
 
 
@@ -298,7 +299,37 @@ def test_the_studies_table_has_each_shipped_study_in_the_commands_order(tmp_path
     assert table in (shipped / "README.md").read_text(encoding="utf-8")
     assert [line.split("]")[0][3:] for line in table.splitlines() if line.startswith("| [")] == list(STUDIES)
     with pytest.raises(SystemExit):
-        results.main(["benchmark", *files, "--readme", str(readme)])
+        results.main(["bandits", *files, "--readme", str(readme)])
+
+
+def test_the_benchmarks_page_has_the_tables_of_its_files(tmp_path):
+    """Every script of tests/benchmarks has its file, its table made of it, its command, and no table has no script."""
+    root = PACKAGE.parent
+    scripts = {path.stem for path in (root / "tests" / "benchmarks").glob("[!_]*.py")}
+    assert scripts == {path.stem for path in (root / "docs" / "benchmarks").iterdir()}
+    assert scripts == set(results.TABLES) - {"summarize", "online", "studies"}
+    published = (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    page = tmp_path / "benchmarks.md"
+    page.write_text(published, encoding="utf-8")
+    for name in sorted(scripts):
+        assert f"python -m tests.benchmarks.{name} " in published and f"docs/benchmarks/{name}.json" in published
+        file = root / "docs" / "benchmarks" / f"{name}.json"
+        assert results.main([name, str(file), "--readme", str(page)]) == 0
+    assert page.read_text(encoding="utf-8") == published
+
+
+def test_benchmark_tables_say_what_was_measured():
+    """2,000 tokens/s, 4 times as many as the others; 3 s for 6,000 refits are 500 us each."""
+    rows = [{"method": "ours bf16", "tokens_per_s": 2000.4, "ours_is_faster_by": 1.0}]
+    rows.append({"method": "generate bf16", "tokens_per_s": 500.0, "ours_is_faster_by": 4.0})
+    table = benchmarks.generation_table({"rows": rows})
+    assert "| ours | bf16 | 2,000 | 1.0x |" in table and "| generate | bf16 | 500 | 4.0x |" in table
+    worlds = {"name": "worlds", "cpu_seconds": 3.0, "refits": 6000, "us_per_refit": 500.0}
+    told = benchmarks.bandits_table({"rows": [worlds], "ratio": 20.4, "peak_mb": 99.6, "threads": 1})
+    assert "| worlds | 6,000 | 3.00 | 500 |" in told and "20 times faster" in told and "100 MB" in told
+    fit = {"beta": 0.1, "comparisons": 20, "alpha": 3.0, "ours_ms": 5.0, "plain_ms": 1500.0, "ratio": 300.0}
+    table = benchmarks.offline_fit_table([fit | {"newton_steps": 7, "same": 2e-5}])
+    assert "| 0.1 | 20 | 3 | 5.0 | 1,500 | 300x | 7 | 2e-05 |" in table
 
 
 def test_prediction_never_blocks_and_reveals_only_an_option(capsys):

@@ -1,4 +1,4 @@
-"""The one objective against its theory: reductions, gradients, stationary points, identities, WPO weights, TRL.
+"""The one objective: reductions, gradients, stationary points, identities, WPO weights, TRL.
 
 Tabular notation: A arms, a softmax policy with logits theta, comparisons (winner, loser), pi_cal for calibration.
 """
@@ -117,7 +117,7 @@ def distribution(seed: int, arms: int = ARMS) -> Tensor:
 
 
 def tabular_loss(theta: Tensor, pairs, reference: Tensor, calibration: Tensor, objective: Objective) -> Tensor:
-    """sum_i -log sigma(margin_i) + sign alpha beta E_{y~pi_cal} h(y); the objective's alpha is theory's / N."""
+    """sum_i -log sigma(margin_i) + sign alpha beta E_{y~pi_cal} h(y); the objective's alpha is the sum's / N."""
     logps, ref_logps = torch.log_softmax(theta, -1), reference.log()
     winners, losers = map(list, zip(*pairs, strict=True))
     ones = torch.ones(len(pairs), dtype=theta.dtype)

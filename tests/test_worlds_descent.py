@@ -109,8 +109,8 @@ def test_a_reward_s_seed_moves_alone():
     torch.testing.assert_close(together[2:3], single, rtol=0, atol=1e-13)
 
 
-def test_pessimistic_paths_end_where_the_theory_says():
-    """pi = pi_cal + (1/alpha) sum_i s_i (1[y+] - 1[y-]), s = sigma(-margin); theory's sum has alpha * N here."""
+def test_pessimistic_paths_end_where_their_gradient_is_zero():
+    """pi = pi_cal + (1/alpha) sum_i s_i (1[y+] - 1[y-]), s = sigma(-margin), alpha of the sum: N times the mean's."""
     bandit, wins = world(6, 20, arms=5)
     alpha, beta, total = 0.3, 0.5, 20.0
     calibration = torch.log_softmax(bandit.rewards, -1)

@@ -41,7 +41,7 @@ UNIFORM = torch.full((1, 3), -math.log(3), dtype=torch.float64)
     st.integers(0, 99),
 )
 def test_stationarity(beta, alpha, reference, contexts, seed):
-    """pi = pi_cal + (1/alpha) sum_i s_i (1[y+] - 1[y-]), s_i = sigma(-margin_i): theory's equation, one context.
+    """pi = pi_cal + (1/alpha) sum_i s_i (1[y+] - 1[y-]), s_i = sigma(-margin_i): the gradient is zero, one context.
 
     With several contexts alpha becomes alpha times the context's share of the comparisons.
     """

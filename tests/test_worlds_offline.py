@@ -204,7 +204,7 @@ def test_rates_with_good_coverage_are_fast_and_words_follow_the_interval():
     assert "cannot be told apart" in rates_offline._against({"mean": -0.5, "low": -0.6, "high": -0.4}, -0.5)
 
 
-def test_pessimism_where_theory_measured_it():
+def test_pessimism_lowers_the_suboptimality_of_few_comparisons():
     """10 arms, beta .5, bad pi_ref, N = 100, data from pi_ref: alpha .3, 1, 3 each lower DPO's suboptimality."""
     bandit = random_bandit(60, 10, reference="bad")
     drawn = draw_comparisons(bandit, bandit.ref_logps, 100, torch.Generator().manual_seed(0))

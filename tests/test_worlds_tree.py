@@ -1,4 +1,4 @@
-"""Token trees: theory's identities on random trees with early EOS, against enumeration in plain Python."""
+"""Token trees: the identities of From r to Q* on random trees with early EOS, against enumeration in plain Python."""
 
 import math
 

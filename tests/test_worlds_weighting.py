@@ -153,7 +153,7 @@ def test_one_sided_weights_multiply_to_both_sides():
 
 
 def test_alignment_evens_out_prompts_of_different_sharpness():
-    """40 tokens: std / mean of on-policy weights over prompts: sampled < greedy < none, the order of theory."""
+    """40 tokens: std / mean of on-policy weights over prompts: sampled < greedy < none."""
     token_logps = random_prompts(4, 200, 40, 16, (0.5, 4.0))
     generator = torch.Generator().manual_seed(0)
     drawn = torch.multinomial(token_logps.exp().flatten(0, -2), 1, generator=generator).view(4, 200, 40)

@@ -132,7 +132,8 @@ print(f"J* of the calibrated reward: {float(exact.optimal_value(rc, ref_logps, B
 # The first term is DPO. The second one moves calibration responses: **online (+) pushes them down**, **offline (-) pushes
 # them up**, like SFT on them. With `calibration="chosen"`, offline VPO *is* DPO + SFT.
 #
-# The library's `Objective` is a mean over pairs, so its alpha is per pair: theory's alpha divided by $N$.
+# The library's `Objective` is a mean over pairs, so its alpha is per pair: the alpha above, which stands beside a sum,
+# divided by $N$.
 
 
 # %%

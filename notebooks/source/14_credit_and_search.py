@@ -24,7 +24,7 @@
 # it? DPO was derived without tokens. *From r to Q\** (arXiv 2404.12358) shows that it answers all the same. Take the
 # prefix as the state and the next token as the action; then at the optimum
 #
-# $$\beta \log\frac{\pi(y_t \mid x, y_{<t})}{\pi_{\mathrm{ref}}(y_t \mid x, y_{<t})} = A^*(s_t, y_t) = Q^*(s_t, y_t) - V^*(s_t)$$
+# $$\beta \log\frac{\pi(y_t \mid x, y_{<t})}{\pi_{\mathrm{ref}}(y_t \mid x, y_{<t})} = A^*(s_t, y_t) = r(s_t, y_t) + V^*(s_{t+1}) - V^*(s_t)$$
 #
 # the log-ratio of each token is its **advantage**: how much better the future became by choosing it. That holds for the
 # optimum, and for a policy that can represent it. Does it hold for a small model after a few hundred noisy
@@ -34,7 +34,7 @@
 # |---|---|---|---|
 # | $x$ | prompt: a description, then the token `<tldr>` | `prompt` | ids |
 # | $y$ | a summary of $T$ tokens, EOS included | `response` | ids |
-# | $\beta$ | the DPO policy's inverse temperature | `beta` | number |
+# | $\beta$ | what a nat of KL cost the DPO policy | `beta` | number |
 # | $\beta \log \pi/\pi_{\mathrm{ref}}$ of a token | its credit | `credit(...)` | `[T]` |
 # | AUC | chance that an error has less credit than another token | `location_auc(...)` | in $[0, 1]$ |
 
@@ -202,7 +202,7 @@ print({kind: kinds.count(kind) for kind in ("number", "entity", "word")})
 # %%
 scores, mask = [0.4, -0.3, 0.1, -0.5], [False, True, False, False]
 by_hand = sum(other > -0.3 for other in (0.4, 0.1, -0.5)) / 3
-assert by_hand == location_auc([scores] * 2, [mask] * 2).mean
+assert by_hand == location_auc([scores] * 2, [mask] * 2)["mean"]
 print(f"{by_hand:.2f}: below two of three")
 
 # %%

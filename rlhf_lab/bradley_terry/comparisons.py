@@ -1,7 +1,7 @@
 """Comparisons: the draw that decides one, and many of them as counts, wins[..., i, j] = how often i was preferred to j.
 
     P(a > b) = sigma((r_a - r_b) / temperature)
-    l(r, D) = - sum_{x,i,j} wins[x,i,j] log sigma(r(x,i) - r(x,j))       a SUM over comparisons, as in VPO's theory
+    l(r, D) = - sum_{x,i,j} wins[x,i,j] log sigma(r(x,i) - r(x,j))       a SUM over comparisons, as VPO has it
 
 The size does not grow with the number of comparisons, so a thousand bandits are refitted together after every round.
 """
@@ -138,7 +138,7 @@ def counted_loss(
 
     logps, ref_logps: [..., X, K]. calibration_logps: pi_cal [..., X, K], as a distribution, for `reference`,
     `previous` and `given`; its responses are not drawn, h is averaged: E_{y~pi_cal} h. weights: [..., X, K], the
-    WPO weight of each arm as a one-token response. N comparisons at alpha here are alpha * N in theory's sum.
+    WPO weight of each arm as a one-token response. N comparisons at alpha here are N * alpha beside the sum l(r, D).
     """
     calibration = {}
     if objective.needs_calibration:

@@ -104,10 +104,7 @@ def announce_defaults(settings: TrainingSettings, task: Task, model: nn.Module) 
 
 
 def report(result: TrainingResult, facts: dict[str, dict]) -> None:
-    """The last metrics, whether anything was learnt, and where everything lies.
-
-    facts: of the data, go into data.json beside the model.
-    """
+    """The last metrics, whether anything was learnt, and where everything lies; data.json beside it has `facts`."""
     write_atomically(Path(result.output_dir) / "data.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     shown = {name: value for name, value in result.metrics.items() if name not in ("step", "learning_rate", "epoch")}
     print("\n".join(f"  {name:<28} {value:.4g}" for name, value in shown.items()))

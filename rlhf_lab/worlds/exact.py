@@ -2,8 +2,8 @@
 
 Shapes: `...` are batch dimensions (seeds, settings), X contexts, K arms. Policies are log-probabilities [..., X, K],
 rewards [..., X, K], rho [X] or [..., X] the distribution of contexts (None: uniform); results are [...].
-Everything broadcasts over the batch dimensions and is differentiable. Notation and signs: section 0 of the papers'
-common ground,
+Everything broadcasts over the batch dimensions and is differentiable. Notation: docs/notation.md; the value is DPO's
+(2305.18290, eq. 3) and VPO's (2405.19320),
 
     J(r, pi) = E_x [ E_{y~pi} r(x,y) - beta KL(pi(.|x) || pi_ref(.|x)) ]
 """

@@ -95,8 +95,10 @@ METHODS: dict[str, dict[str, object]] = {
 
 
 def method(name: str, *, alpha_xpo: float | None = None, **changes: object) -> OnlineSettings:
-    """The named method's settings. XPO's paper prints alpha_XPO = alpha * beta, so `alpha_xpo` is divided by beta.
+    """The named method's settings. alpha_xpo: alpha * beta, the coefficient of the summed log-ratio, in place of alpha.
 
+    Like alpha it is of the SUM of losses; XPO's own bonus (2405.21046, algorithm 1) is a sum over comparisons, too, so
+    that t of them at its printed coefficient are alpha_xpo = t * that.
     Raises ValueError for an unknown name, or `alpha_xpo` for a method other than XPO or together with `alpha`.
     """
     if name not in METHODS:
@@ -223,7 +225,7 @@ def enhancer(logps: Tensor, distances: Tensor, kl_radius: float) -> Tensor:
 
     Its solution is pi2 ~ pi exp(lambda u), u(y2) = E_{y1~pi} ||phi1 - phi2||; lambda by bisection, up to 2^20 where the
     ball already holds the most uncertain arm. The expectation stands outside the norm, so that the problem is linear
-    in pi2. Source: RLHF Workflow (2405.07863), section on theory.
+    in pi2. Source: RLHF Workflow (2405.07863), its theory of online iteration.
     """
     gain = torch.einsum("...i,...ij->...j", logps.exp(), distances)
     low, high = torch.full_like(gain[..., :1], -20.0), torch.full_like(gain[..., :1], 20.0)  # log2 of lambda
@@ -236,7 +238,7 @@ def enhancer(logps: Tensor, distances: Tensor, kl_radius: float) -> Tensor:
 
 
 def search_order(arms: int, t: int, searches: int) -> list[int]:
-    """Which starts to try in round t: single arms in turn, and every third start a set of arms (see explore.hopes)."""
+    """Which starts to try in round t: single arms in turn, every third start a set of arms (`optimistic.hopes`)."""
     sets, singles = searches // 3, searches - searches // 3
     single = [(singles * t + i) % arms for i in range(singles)]
     return list(dict.fromkeys(single + [arms + (sets * t + i) % max(arms - 2, 1) for i in range(sets)]))

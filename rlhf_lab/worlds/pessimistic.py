@@ -2,7 +2,7 @@
 
     minimise   l(r, D) + alpha * ( J*(r) - E_{x, y~pi_cal} r(x,y) ),      J*(r) = E_x [ beta log Z_r(x) ]
 
-l is a SUM over comparisons, so this alpha is theory's: N comparisons at `Objective.alpha`, which is per pair, are
+l is a SUM over comparisons, as in VPO, and so is alpha: N comparisons at `Objective.alpha`, which is per pair, are
 alpha = N * Objective.alpha here. alpha = 0 is DPO. The rewards are free (one number an arm) or linear, r = phi . theta.
 Source: VPO (2405.19320), offline.
 """
@@ -59,7 +59,7 @@ def fit_offline(
     With counts so large that rounding alone exceeds `tolerance`, until Newton moves no reward by more than 1e-9.
 
     wins: [..., X, K, K], counts, may be weighted. ref_logps: [..., X, K]. beta: a number > 0 or a tensor that
-    broadcasts against [..., X, K]. alpha: >= 0, a number or [...], theory's coefficient of a SUM. Batch dimensions
+    broadcasts against [..., X, K]. alpha: >= 0, a number or [...], the coefficient beside a SUM. Batch dimensions
     broadcast: a grid of alphas is one call.
     calibration: `reference`; `chosen`, `rejected`: what won, lost in this context; `given`: `calibration_logps`
     [..., X, K], where -inf is a probability of zero. rho: [..., X], the weight of each context in E_x; None: its

@@ -12,7 +12,7 @@ from rlhf_lab.workflow.prompts import prompt_pools
 
 # The learning rate is the loop's default for the small model.
 BETA, LEARNING_RATE, EVAL_SAMPLES = 0.1, 5e-5, 4
-# VPO's theory sets alpha ~ sqrt(N) for a sum over N pairs, so 1/sqrt(N) per pair, .065 for the 240 labels here, times a
+# VPO (2405.19320) sets alpha ~ sqrt(N) for a sum over N pairs, so 1/sqrt(N) per pair, .065 for 240 labels here, times a
 # constant that is not known. The bonus pulls with alpha where a pair, at the start, pulls with sigma(0) = 1/2: 13% of
 # it, and as published .02%.
 ALPHA, PUBLISHED = 0.065, 1e-4
