@@ -34,22 +34,26 @@ WEIGHTINGS = ("sampled", "greedy", "likelihood")
 class Objective:
     """The settings of the one objective; the defaults are plain DPO.
 
-    beta: price of a nat of KL and temperature of the tilt exp(r/beta), > 0. alpha: VPO's coefficient PER PAIR of a mean
-    loss, >= 0: that of a sum over N pairs, as the paper has it, is N * alpha; a coefficient of the summed log-ratio, as
-    XPO prints it, is alpha * beta.
-    stance: the sign of the bonus. calibration: whose responses carry it: `chosen` and `rejected` reuse the pair,
-    `reference`, `previous` and `given` need `calibration_logps` of responses drawn from that policy. weighting: WPO's
-    alignment. max_weight: the PAIR weight is clamped here (the authors' code: 1; the paper's formula and TRL: None).
-    label_smoothing: cDPO's probability that a label is flipped, in [0, .5).
+    The text under each field is its help on the command line.
     """
 
     beta: float = 0.1
+    """price of a nat of KL and temperature of the tilt exp(r/beta), above 0"""
     alpha: float = 0.0
+    """VPO's coefficient PER PAIR of a mean loss, 0 or above: that of a sum over N pairs, as the paper has it, is N *
+    alpha; a coefficient of the summed log-ratio, as XPO prints it, is alpha * beta"""
     stance: Stance = "optimistic"
+    """the sign of the bonus: optimistic pushes the calibration responses down, pessimistic up"""
     calibration: Calibration = "reference"
+    """whose responses carry the bonus: chosen and rejected reuse the pair; reference, previous and given need
+    responses of their own, drawn from that policy"""
     weighting: Weighting | None = None
+    """WPO's weight of a pair: the likelihood of each token over that of a sampled one, over that of the greedy one, or
+    as it is (likelihood); none: every pair has weight 1"""
     max_weight: float | None = 1.0
+    """a pair's WPO weight is at most this (1 as in the authors' code; none as in the paper's formula and TRL)"""
     label_smoothing: float = 0.0
+    """cDPO's probability that a label is flipped, in [0, .5)"""
 
     def __post_init__(self) -> None:
         _check_number("beta", self.beta, lambda x: x > 0, "a finite number above 0")

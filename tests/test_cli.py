@@ -1,6 +1,7 @@
 """The command line: flags from dataclasses, YAML, refusals in one line, and whole runs from files."""
 
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -269,6 +270,48 @@ def test_every_command_exists_and_describes_its_flags(capsys):
         with pytest.raises(SystemExit, match="0"):
             cli.main([*name.split(), "--help"])
         assert f"rlhf-lab {name}" in capsys.readouterr().out
+
+
+def parser_of(name: str) -> Parser:
+    module = importlib.import_module(cli.COMMANDS[name].module)
+    parser = Parser(prog=f"rlhf-lab {name}")
+    module.add_arguments(parser)
+    return parser
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_flag_of_every_command_says_what_it_means_and_its_default(name):
+    """The meaning is more than a word, and stands before the default in brackets."""
+    silent = []
+    for action in parser_of(name)._actions:
+        meaning = re.sub(r"\((default: .*|required)\)$", "", action.help or "").strip()
+        shows_default = action.help.endswith(")") or action.required or action.nargs == 0 or not action.option_strings
+        if len(meaning.split()) < 2 or not (shows_default or action.dest in ("help", "config", "split")):
+            silent.append(action.option_strings)
+    assert silent == []
+
+
+def test_help_is_the_text_under_the_field_and_the_default_of_the_preset():
+    @dataclass(frozen=True)
+    class Bread:
+        """Flour and water."""
+
+        flour: int
+        """grams of
+        wheat, 100% of it"""
+        salt: float = 0.02
+        """share of the flour"""
+
+    @dataclass(frozen=True)
+    class Rye(Bread):
+        salt: float = 0.03
+
+    parser = Parser(prog="bake")
+    add_fields(parser, Rye, defaults={"flour": 500})
+    said = {action.dest: action.help for action in parser._actions}
+    assert said["flour"] == "grams of wheat, 100%% of it (required)"
+    assert said["salt"] == "share of the flour (default: 0.03)"
+    assert "100% of it (required)" in " ".join(parser.format_help().split())
 
 
 def test_doctor(capsys):

@@ -9,7 +9,6 @@ from rlhf_lab.judges.cross_validation import JudgeSettings, judge
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `rlhf-lab judge`: one per field of JudgeSettings."""
-    parser.epilog = f"JudgeSettings: {JudgeSettings.__doc__}"
     add_fields(parser, JudgeSettings)
 
 

@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument("name", choices=sorted(RECIPES), help="which small model")
     parser.add_argument("--out", required=True, help="checkpoints and the finished model go here")
-    parser.add_argument("--share", type=float, default=1.0, help="share of the reading steps, for a quick look")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="share of the reading steps, in (0, 1], for a quick look (default: 1)"
+    )
     parser.add_argument("--no-compile", action="store_true", help="do without torch.compile (and a C++ compiler)")
 
 

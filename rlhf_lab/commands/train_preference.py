@@ -18,14 +18,14 @@ from rlhf_lab.training.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class PreferenceArguments(DataArguments):
-    """Besides DataArguments: `objective` is a preset, any of whose fields can be changed by its flag.
-
-    reference: the path of pi_ref; default: the model itself, before training. cache_dir: where its log-probs are kept.
-    """
+    """DataArguments, and which objective against which reference."""
 
     objective: str = "dpo"
+    """a preset of the loss (below), any of whose fields a flag changes"""
     reference: PathText | None = None
+    """folder or hub id of pi_ref; none: the model itself, as it is before training"""
     cache_dir: PathText | None = None
+    """where the reference's log-probs are kept; none: output_dir/reference"""
 
 
 CLASSES = (PreferenceArguments, Objective, TrainingSettings)
@@ -33,8 +33,7 @@ CLASSES = (PreferenceArguments, Objective, TrainingSettings)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A flag for every field of PreferenceArguments, Objective and TrainingSettings."""
-    documented = "\n\n".join(f"{cls.__name__}: {cls.__doc__}" for cls in (DataArguments, *CLASSES))
-    parser.epilog = f"objectives: {', '.join(PRESETS)}\n\n{documented}"
+    parser.epilog = f"objectives: {', '.join(PRESETS)}"
     add_fields(parser, *CLASSES)
 
 

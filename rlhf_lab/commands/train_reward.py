@@ -18,13 +18,12 @@ from rlhf_lab.training.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class RewardArguments(DataArguments):
-    """Besides DataArguments: label_smoothing, the probability in [0, .5) that a label is flipped.
-
-    margin_scale: chosen is to win by margin_scale * (chosen_score - rejected_score); above 0 every record needs scores.
-    """
+    """DataArguments, and what the labels are worth."""
 
     label_smoothing: float = 0.0
+    """probability that a label is flipped, in [0, .5)"""
     margin_scale: float = 0.0
+    """chosen is to win by margin_scale * (chosen_score - rejected_score); above 0 every record needs scores"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,7 +38,6 @@ CLASSES = (RewardArguments, TrainingSettings)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A flag for every field of RewardArguments and TrainingSettings."""
-    parser.epilog = "\n\n".join(f"{cls.__name__}: {cls.__doc__}" for cls in (DataArguments, *CLASSES))
     add_fields(parser, *CLASSES)
 
 

@@ -17,7 +17,6 @@ CLASSES = (DataArguments, TrainingSettings)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A flag for every field of DataArguments and TrainingSettings."""
-    parser.epilog = "\n\n".join(f"{cls.__name__}: {cls.__doc__}" for cls in CLASSES)
     add_fields(parser, *CLASSES)
 
 

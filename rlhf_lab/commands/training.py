@@ -21,32 +21,36 @@ from rlhf_lab.training.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class DataArguments:
-    """Which model learns from which data.
-
-    Give train_file (JSONL, CSV, Parquet) or dataset_name (a hub id or a directory, with dataset_split).
-    columns: where the standard columns come from, "chosen=better,rejected=worse", or the id of a data set of the same
-    layout. eval_split: which split of a saved data set --eval_file means, if it is a directory of several.
-    max_length: tokens of prompt plus any one response; default: 1024, or the model's context if shorter.
-    max_prompt_length, max_response_length: a prompt keeps its end, a response its beginning.
-    long_prompts: what becomes of prompts of more than max_prompt_length tokens or, without that, of max_length or more:
-    refuse the file, truncate (BOS and the prompt's end stay, half of max_length or more), or drop the row and count it.
-    Default: truncate if max_prompt_length is given, else refuse. Prompts that fit alone, but not with their response,
-    are always cut at the start, down to half of max_length, and counted.
-    drop_invalid: leave out rows that cannot be used, and report them, instead of refusing the file.
-    """
+    """Which model learns from which data: one of train_file and dataset_name."""
 
     model_name_or_path: PathText
+    """the model that is trained, with its tokenizer: a folder, a hub id, or a shipped model, small or tiny"""
     train_file: PathText | None = None
+    """records to train on: JSONL (or .jsonl.gz), CSV or Parquet"""
     dataset_name: PathText | None = None
+    """records to train on: a hub id, or a folder written by datasets' save_to_disk"""
     dataset_split: str | None = None
+    """which split of dataset_name"""
     eval_file: PathText | None = None
+    """records to evaluate on, at the end and every eval_steps: a file or folder as above"""
     eval_split: str | None = None
+    """which split of eval_file, if that is a folder of several"""
     columns: dict[str, str | None] | str | None = None
+    """where the standard columns come from, chosen=better,rejected=worse, or the id of a data set of the same
+    layout"""
     max_length: int | None = None
+    """tokens of the prompt plus any one response; none: 1024, or the model's context if that is shorter"""
     max_prompt_length: int | None = None
+    """tokens of a prompt; longer ones keep their end"""
     max_response_length: int | None = None
+    """tokens of a response; longer ones keep their beginning, without an end of text"""
     long_prompts: LongPrompts | None = None
+    """what becomes of a prompt of more than max_prompt_length tokens or, without that, of max_length or more:
+    refuse the file, truncate it (BOS and the prompt's end stay, half of max_length or more), or drop the row and
+    count it; none: truncate if max_prompt_length is given, else refuse. A prompt that fits alone, but not with its
+    response, is cut at its start in any case, and counted"""
     drop_invalid: bool = False
+    """leave out rows that cannot be used, and report them, instead of refusing the file"""
 
     def __post_init__(self) -> None:
         if (self.train_file is None) == (self.dataset_name is None):

@@ -62,7 +62,8 @@ def add_fields(
     """
     parser.add_argument("--config", metavar="FILE.yaml", default=argparse.SUPPRESS, help="settings by name, in YAML")
     for cls in classes:
-        group, texts = parser.add_argument_group(cls.__name__), field_help(cls)
+        first_line = (cls.__doc__ or "").partition("\n")[0]
+        group, texts = parser.add_argument_group(cls.__name__, first_line), field_help(cls)
         for field in fields(cls):
             # Flags are also registered at the parser, whose list serves the suggestions.
             parser.known_flags.append(f"--{field.name}")

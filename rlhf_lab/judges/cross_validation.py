@@ -43,35 +43,44 @@ from rlhf_lab.training.settings import TrainingSettings
 class JudgeSettings:
     """Which judge learns from which comparisons, and how.
 
-    data: a JSONL (or .jsonl.gz), CSV or Parquet file of comparisons; columns: as in `rlhf-lab train preference`.
-    model: a folder or hub id of a causal language model with its tokenizer; default: the shipped small one.
-    kind: a Bradley-Terry reward model, or a pairwise judge. folds: each is held out once; prompts are never divided.
-    test_folds: judge only the first so many folds (a quick look); default: all.
-    seeds: of the folds, the new head and the order of training; every seed repeats the whole cross-validation.
-    max_length: tokens of prompt plus one response (pairwise: both); default: the model's context, at most 1024.
-    max_prompt_length, max_response_length: a prompt keeps its end, a response its beginning.
-    long_prompts: refuse the file, truncate or drop prompts that are longer, or that fill max_length alone; default:
-    truncate if max_prompt_length is given, else refuse (as in `rlhf-lab train reward`).
-    learning_rate, epochs, batch_size (comparisons per step): of each fold's training.
-    Raises ValueError that names the setting.
+    The text under each field is its help on the command line. Raises ValueError that names the setting.
     """
 
     data: PathText
+    """comparisons: JSONL (or .jsonl.gz), CSV or Parquet"""
     out: PathText = "runs/judge"
+    """report.json, report.png and the verdicts of each fold go here"""
     model: PathText | None = None
+    """folder or hub id of a causal language model with its tokenizer; none: the shipped small one"""
     kind: Literal["bradley-terry", "pairwise"] = "bradley-terry"
+    """a reward model that scores each response, or a pairwise judge that reads both"""
     columns: dict[str, str | None] | str | None = None
+    """where the standard columns come from, chosen=better,rejected=worse, or the id of a data set of the same
+    layout"""
     drop_invalid: bool = False
+    """leave out rows that cannot be used, and report them, instead of refusing the file"""
     folds: int = 5
+    """each is held out once; the comparisons of a prompt are never divided"""
     test_folds: int | None = None
+    """judge only the first so many folds, for a quick look; none: all"""
     seeds: tuple[int, ...] = (0,)
+    """of the folds, the new head and the order of training; every seed repeats the whole cross-validation"""
     max_length: int | None = None
+    """tokens of the prompt plus one response (pairwise: both); none: 1024, or the model's context if that is
+    shorter"""
     max_prompt_length: int | None = None
+    """tokens of a prompt; longer ones keep their end"""
     max_response_length: int | None = None
+    """tokens of a response; longer ones keep their beginning"""
     long_prompts: LongPrompts | None = None
+    """refuse the file, truncate or drop prompts that are longer than max_prompt_length, or that fill max_length
+    alone; none: truncate if max_prompt_length is given, else refuse"""
     learning_rate: float = 1e-4
+    """of each fold's training"""
     epochs: float = 1.0
+    """passes over each fold's training comparisons"""
     batch_size: int = 16
+    """comparisons per optimizer step"""
 
     def __post_init__(self) -> None:
         if self.folds < 2:

@@ -33,50 +33,67 @@ _NOT_PART_OF_THE_RESULT = {
 class TrainingSettings:
     """How long, how fast and where to train; an optimizer step sees batch size x accumulation examples.
 
-    output_dir: checkpoints, metrics.jsonl and the final model go here.
-    num_train_epochs: passes over the examples, may be a fraction; max_steps > 0 overrides it.
-    per_device_train_batch_size: examples (pairs) run at once. tokens_per_batch: tokens run at once; with both, the
-    first limit reached closes a batch. gradient_accumulation_steps: batches per optimizer step.
-    warmup_ratio: share of the steps in which the learning rate rises linearly, in [0, 1).
-    optimizer: "muon" uses Muon for the hidden matrices and AdamW for everything else.
-    max_grad_norm: gradients are scaled down to this norm; 0 = never. bf16: autocast; the weights stay float32.
-    seed: order of the data and dropout.
-    logging_steps, eval_steps, save_steps: in optimizer steps. eval_steps 0 = at the end only; save_steps 0 = no
-    checkpoints at all. save_total_limit: this many checkpoints are kept.
-    report_to: any of tensorboard, wandb, trackio, besides output_dir/metrics.jsonl.
-    resume: continue from the last checkpoint in output_dir; False deletes the checkpoints there and starts over.
-    device: "auto" takes a GPU if there is one.
-    Raises ValueError that names the setting.
+    The text under each field is its help on the command line. Raises ValueError that names the setting.
     """
 
     output_dir: PathText
+    """checkpoints, metrics.jsonl and the final model go here; a folder of another run is refused"""
     learning_rate: float | None = None
+    """of AdamW (and Muon) after the warm-up; none: by task and size, RATE * sqrt(6e6 / parameters) with RATE 1e-3
+    for SFT, 3e-4 for reward models, 1e-4 for preference training"""
     num_train_epochs: float | None = None
+    """passes over the examples, may be a fraction; none: 2 for SFT, 1 for reward models and preference training"""
     max_steps: int = -1
+    """optimizer steps; above 0 it overrides num_train_epochs"""
     per_device_train_batch_size: int | None = None
+    """examples (pairs) run at once; none: 8, or as many as tokens_per_batch allows"""
     tokens_per_batch: int | None = None
+    """tokens run at once; with per_device_train_batch_size, the first limit reached closes a batch"""
     gradient_accumulation_steps: int = 1
+    """batches per optimizer step"""
     lr_scheduler_type: Scheduler = "cosine"
+    """how the learning rate falls to 0 after the warm-up"""
     warmup_ratio: float = 0.1
+    """share of the steps in which the learning rate rises linearly, in [0, 1)"""
     optimizer: Optimizer = "adamw"
+    """muon: Muon for the hidden matrices and AdamW for everything else"""
     weight_decay: float = 0.0
+    """per unit of learning rate; of matrices only, not of norms, biases and embeddings"""
     adam_beta1: float = 0.9
+    """decay of AdamW's mean gradient, in [0, 1)"""
     adam_beta2: float = 0.999
+    """decay of AdamW's mean squared gradient, in [0, 1)"""
     adam_epsilon: float = 1e-8
+    """added to the root of AdamW's mean squared gradient"""
     max_grad_norm: float = 1.0
+    """gradients are scaled down to this norm; 0: never"""
     bf16: bool = False
+    """compute in bf16 by autocast; the weights stay float32"""
     gradient_checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, about a third more time"""
     seed: int = 0
+    """of the order of the data, dropout and new heads, in 0 to 2**32 - 1"""
     device: str = "auto"
+    """where to train, as torch names it (cpu, cuda, cuda:1, mps); auto: a GPU if there is one"""
     logging_steps: int = 10
+    """optimizer steps from one row of metrics.jsonl to the next"""
     eval_steps: int = 0
+    """optimizer steps from one evaluation to the next; 0: at the end only"""
     eval_on_start: bool = False
+    """evaluate before the first step too"""
     save_steps: int = 500
+    """optimizer steps from one checkpoint to the next; 0: no checkpoints"""
     save_total_limit: int = 2
+    """the newest so many checkpoints are kept"""
     report_to: tuple[Tracker, ...] = ()
+    """trackers besides metrics.jsonl"""
     run_name: str | None = None
+    """the run's name in wandb and trackio; none: they choose one"""
     resume: bool = True
+    """go on from the last checkpoint in output_dir; false: start over there, and delete the earlier run's
+    checkpoints and model"""
     disable_tqdm: bool = False
+    """no progress bars"""
 
     def __post_init__(self) -> None:
         if self.per_device_train_batch_size is None and self.tokens_per_batch is None:

@@ -184,7 +184,9 @@ class WorkflowTraining(TrainingSettings):
 
     output_dir: PathText = "runs/online"
     learning_rate: float = 5e-5
+    """of AdamW after the warm-up"""
     num_train_epochs: float = 2.0
+    """passes over the pairs, may be a fraction"""
     per_device_train_batch_size: int | None = 16
     save_steps: int = 50
 
