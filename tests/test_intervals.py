@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rlhf_lab.common import intervals
 from rlhf_lab.common.intervals import (
+    NORMAL,
     bootstrap_mean,
     change,
     comparison,
@@ -19,6 +20,7 @@ from rlhf_lab.common.intervals import (
     magnitude,
     mean_interval,
     number,
+    over_runs,
     share_interval,
     sign,
     slope_interval,
@@ -276,3 +278,21 @@ def test_coverage_of_slopes(seeds, least):
     x, generator = np.array([10.0, 30.0, 100.0, 300.0]), np.random.default_rng(seeds)
     draws = x**-0.5 * generator.exponential(1.0, size=(1500, seeds, 4))
     assert least < np.mean([covers(slope_interval(x, values), -0.5) for values in draws]) < 0.97
+
+
+def test_over_runs_by_hand_and_by_simulation():
+    """Means .1, .2, .3 with documents' errors of .05: sqrt(.01 / 3 + .0025) = .0764 at 2 (.00583 / .00333)^2 = 6.1
+    degrees, t = 2.44. Simulated, runs of spread 1 on documents of error 1 that all three share: about 95% hold 0."""
+    runs = [{"mean": m, "low": m - 0.05 * NORMAL, "high": m + 0.05 * NORMAL} for m in (0.1, 0.2, 0.3)]
+    found = over_runs(runs)
+    assert found["mean"] == pytest.approx(0.2)
+    assert found["high"] - 0.2 == pytest.approx(2.44 * 0.0764, rel=0.005)
+    rng = np.random.default_rng(0)
+    holds = []
+    for _ in range(2000):
+        means = rng.normal() + rng.normal(size=3)
+        interval = over_runs([{"mean": m, "low": m - NORMAL, "high": m + NORMAL} for m in means])
+        holds.append(interval["low"] <= 0 <= interval["high"])
+    assert np.mean(holds) == pytest.approx(0.955, abs=0.02)
+    same = over_runs([{"mean": 1.0, "low": 0.9, "high": 1.1}] * 2)
+    assert same == pytest.approx({"mean": 1.0, "low": 0.9, "high": 1.1})

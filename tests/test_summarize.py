@@ -153,7 +153,7 @@ def test_too_few_documents_and_a_bad_folder_stop_before_any_work(sft_folder, tmp
     with pytest.raises(ValueError, match="cannot write to"):
         run(tmp_path / "file", sft_folder)
     with pytest.raises(ValueError, match="holds no model"):
-        run(tmp_path, str(tmp_path))
+        run(tmp_path, str(tmp_path / "empty"))
     assert not list(tmp_path.glob("iteration-*"))
 
 

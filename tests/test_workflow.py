@@ -5,6 +5,8 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -447,10 +449,31 @@ def test_blocks_never_repeat_a_prompt_and_cycles_do_when_all_are_used(sft, tmp_p
 
 def test_a_model_that_cannot_be_used_is_refused_before_any_work(sft, tmp_path):
     with pytest.raises(ValueError, match="holds no model"):
-        run(tmp_path / "a", str(tmp_path))
+        run(tmp_path / "a", str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="leaves no room for a prompt"):
         run(tmp_path / "a", sft, max_new_tokens=32)
     assert not list((tmp_path / "a").glob("iteration-*"))
+
+
+def test_a_folder_of_another_process_a_stranger_or_the_model_is_refused(sft, tmp_path):
+    """Nothing of it is touched, and the same call works once the other process has ended."""
+    code = (
+        "import sys, time; from rlhf_lab.common.folders import owned\nwith owned(sys.argv[1]): print(1, flush=True); "
+    )
+    out, stranger = tmp_path / "out", tmp_path / "stranger"
+    with subprocess.Popen([sys.executable, "-c", code + "time.sleep(600)", str(out)], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match=rf"out is in use by process {other.pid}: .*--output_dir"):
+            run(out, sft)
+        other.kill()
+    assert run(out, sft, iterations=1)["policies"]
+    stranger.mkdir()
+    (stranger / "report.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"stranger has report.md, which no run of the workflow wrote"):
+        run(stranger, sft)
+    assert [path.name for path in stranger.iterdir()] == ["report.md"]
+    with pytest.raises(ValueError, match="is the folder of the model"):
+        run(Path(sft), sft)
 
 
 def test_the_figure_shows_every_panel_for_one_and_for_two_judges(base):

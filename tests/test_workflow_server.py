@@ -56,7 +56,8 @@ def run(out, sft, preset="rlhf-workflow", **changes) -> dict:
 
 
 def left_over(out: Path) -> list[str]:
-    return [path.name for folder in (out, *out.glob("iteration-*")) for path in folder.glob(".*")]
+    found = [path.name for folder in (out, *out.glob("iteration-*")) for path in folder.glob(".*")]
+    return [name for name in found if name != ".lock"]  # which the system needs to stay
 
 
 def is_draw(body: dict) -> bool:

@@ -62,7 +62,13 @@ def random_examples(count: int, responses: int = 2, seed: int = 0) -> list[Examp
 
 def quiet(output_dir, **changes) -> TrainingSettings:
     """Settings for a silent run on the CPU."""
-    defaults = {"learning_rate": 1e-2, "logging_steps": 1, "device": "cpu", "disable_tqdm": True}
+    defaults = {
+        "learning_rate": 1e-2,
+        "num_train_epochs": 1.0,
+        "logging_steps": 1,
+        "device": "cpu",
+        "disable_tqdm": True,
+    }
     return TrainingSettings(output_dir=output_dir, **(defaults | changes))
 
 

@@ -202,7 +202,7 @@ print({kind: kinds.count(kind) for kind in ("number", "entity", "word")})
 # %%
 scores, mask = [0.4, -0.3, 0.1, -0.5], [False, True, False, False]
 by_hand = sum(other > -0.3 for other in (0.4, 0.1, -0.5)) / 3
-assert by_hand == location_auc([scores] * 2, [mask] * 2).mean
+assert by_hand == location_auc([scores] * 2, [mask] * 2)["mean"]
 print(f"{by_hand:.2f}: below two of three")
 
 # %%

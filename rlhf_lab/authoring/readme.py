@@ -5,7 +5,6 @@
 
 import argparse
 import importlib
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,15 +13,40 @@ from typing import Any, NamedTuple
 from rlhf_lab.authoring import benchmarks
 from rlhf_lab.authoring.masters import between_markers
 from rlhf_lab.common.assets import PACKAGE
+from rlhf_lab.common.files import read_whole
+from rlhf_lab.common.intervals import over_runs
 from rlhf_lab.common.markdown import markdown_table
 from rlhf_lab.studies.report import STUDIES
-from rlhf_lab.workflow.report import cost_table, reward_table
+from rlhf_lab.workflow.report import cost_table, is_loop, label, reward_table
+
+# Columns of the main job: how each is read from a policy's row, None for pi_0's gain over itself; sign of its format.
+MAIN_JOB = {
+    "sampled reward": (lambda row: row["gold"]["reward"], ""),
+    "gain over SFT": (lambda row: row["gold"].get("delta_vs_sft"), "+"),
+    "greedy reward": (lambda row: row["gold"]["greedy"]["reward"], ""),
+    "greedy gain": (lambda row: row["gold"]["greedy"].get("delta_vs_sft"), "+"),
+    "KL, nats": (lambda row: row["kl"], ""),
+    "tokens": (lambda row: row["length"], ""),
+}
 
 
-def summarize_table(results: Mapping) -> str:
-    """results.json of `rlhf-lab summarize` as Markdown: sampled and greedy rewards, and what they cost."""
-    tables = {name: reward_table(results, "gold", name) for name in ("sampled", "greedy")}
-    tables["what it cost"] = cost_table(results)
+def summarize_table(records: Sequence[Mapping]) -> str:
+    """results.json of `rlhf-lab summarize` with several seeds as a table; intervals over runs and documents."""
+    rows = [["", *MAIN_JOB]]
+    for place, row in enumerate(records[0]["policies"]):
+        found = [record["policies"][place] for record in records]
+        cells = []
+        for read, sign in MAIN_JOB.values():
+            values = [read(each) for each in found]
+            cells.append("" if None in values else _with_range(over_runs(values), sign))
+        rows.append([label(row, is_loop(records[0])), *cells])
+    return markdown_table(rows)
+
+
+def online_table(record: Mapping) -> str:
+    """results.json of one run of `rlhf-lab train online` as Markdown tables; intervals over documents."""
+    tables = {f"{name} responses": reward_table(record, "gold", name) for name in ("sampled", "greedy")}
+    tables["what it cost"] = cost_table(record)
     return "\n\n".join(f"{name.capitalize()}:\n\n{markdown_table(rows)}" for name, rows in tables.items())
 
 
@@ -37,6 +61,12 @@ def studies_table(records: Sequence[Mapping]) -> str:
     return markdown_table(rows)
 
 
+def _with_range(value: Mapping, sign: str) -> str:
+    digits = ".1f" if abs(value["high"]) > 1 else ".3f"
+    mean, low, high = (f"{value[name]:{sign}{digits}}" for name in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
+
+
 class Table(NamedTuple):
     """A table's place: the marker, the page under the checkout, and what makes it of the contents of its files."""
 
@@ -49,8 +79,10 @@ def _benchmark(name: str, table: Callable[[Any], str]) -> Table:
     return Table(name, "docs/benchmarks.md", lambda files: table(files[0]))
 
 
+SEVERAL = ("summarize", "studies")  # tables of several files
 TABLES = {
-    "summarize": Table("results", "README.md", lambda files: summarize_table(files[0])),
+    "summarize": Table("results", "docs/results.md", summarize_table),
+    "online": Table("online", "docs/results.md", lambda files: online_table(files[0])),
     "studies": Table("studies", "docs/studies/README.md", studies_table),
     "preference_step": _benchmark("preference_step", benchmarks.preference_step_table),
     "generation": _benchmark("generation", benchmarks.generation_table),
@@ -63,14 +95,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the table of the files between the markers of its Markdown file."""
     parser = argparse.ArgumentParser(prog="python -m rlhf_lab.authoring.readme", description=__doc__)
     parser.add_argument("kind", choices=TABLES)
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="one, or for studies one of each")
+    parser.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="one; of summarize one a seed, of studies one each"
+    )
     parser.add_argument("--readme", type=Path, help="the Markdown file that the table goes into")
     options = parser.parse_args(arguments)
     marker, page, made = TABLES[options.kind]
     readme = options.readme or PACKAGE.parent / page
-    if options.kind != "studies" and len(options.files) > 1:
+    if options.kind not in SEVERAL and len(options.files) > 1:
         parser.error(f"{options.kind} takes one file, got {len(options.files)}")
-    inside = made([json.loads(file.read_text(encoding="utf-8")) for file in options.files])
+    inside = made([read_whole(file, "measure it again") for file in options.files])
     text = readme.read_text(encoding="utf-8")
     new = between_markers(text, inside, f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->")
     readme.write_text(new, encoding="utf-8")

@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import dataclass
 
-from rlhf_lab.commands.training import DataArguments, load_examples, report, report_rulers
+from rlhf_lab.commands.training import DataArguments, announce_defaults, load_examples, report, report_rulers
 from rlhf_lab.common.arguments import add_fields, build, pick, read_values
 from rlhf_lab.common.files import PathText
 from rlhf_lab.data.records import load_preferences
@@ -49,6 +49,7 @@ def main(args: argparse.Namespace) -> None:
     max_length = choose_max_length(model, data.max_length)
     examples, eval_examples, facts = load_examples(data, tokenizer, max_length, load_preferences, tokenize_preferences)
     options = {"eval_examples": eval_examples, "reference": data.reference, "cache_dir": data.cache_dir}
+    announce_defaults(settings, "preference", model)
     result = train_preference(model, tokenizer, examples, objective, settings, **options)
     report(result, facts)
     if eval_examples:

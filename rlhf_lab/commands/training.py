@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from torch import nn
 
 from rlhf_lab.common.files import PathText, write_atomically
 from rlhf_lab.common.intervals import number
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.truncation import LongPrompts
 from rlhf_lab.judges.report import length_rules
+from rlhf_lab.training.defaults import Task, defaults_taken
 from rlhf_lab.training.loop import TrainingResult
+from rlhf_lab.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,20 @@ def load_examples(data: DataArguments, tokenizer, max_length: int, load: Callabl
     return Loaded(train, read("eval", data.eval_file, data.eval_split) if data.eval_file else None, facts)
 
 
+def announce_defaults(settings: TrainingSettings, task: Task, model: nn.Module) -> None:
+    """Say on the screen which learning rate and epochs are taken, where none were given."""
+    taken = defaults_taken(settings, task, model)
+    if taken:
+        print(taken)
+
+
 def report(result: TrainingResult, facts: dict[str, dict]) -> None:
-    """The last metrics and where everything lies; `facts` of the data go into data.json beside the model."""
+    """The last metrics, whether anything was learnt, and where everything lies; data.json beside it has `facts`."""
     write_atomically(Path(result.output_dir) / "data.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     shown = {name: value for name, value in result.metrics.items() if name not in ("step", "learning_rate", "epoch")}
     print("\n".join(f"  {name:<28} {value:.4g}" for name, value in shown.items()))
+    if result.learning is not None:
+        print(result.learning.sentence())
     print(f"{result.steps} steps in {result.seconds:.0f} s; the model is in {Path(result.output_dir)}")
 
 

@@ -1,9 +1,9 @@
 """95% intervals over what is independent (seeds, documents, prompts), and sentences that an interval decides.
 
 An interval is a dictionary {"mean", "low", "high"}, as it stands in results.json. What is independent is the population
-that a sentence speaks about: a seed is one world with its data, a document one prompt with its human text. All of them
-hold the truth in about 95% of experiments down to five independent parts; from fewer, those that are approximate carry
-"few", the number of parts, and `number` says so.
+that a sentence speaks about: a seed is one world with its data, a document one prompt with its human text. They hold
+the truth in about 95% of experiments down to five independent parts (tests/test_intervals.py; slopes of skewed values
+in 93%); from fewer, those that are approximate carry "few", the number of parts, and `number` says so.
 """
 
 import math
@@ -135,6 +135,22 @@ def wilson(successes: float, count: int) -> Interval:
     if not 0 <= successes <= count or count < 1:
         raise ValueError(f"wilson: {successes} successes of {count}")
     return _score_interval(successes / count, float(count), NORMAL)
+
+
+def over_runs(intervals: Sequence[Interval]) -> Interval:
+    """Mean over S runs that differ in their seed, -+ t sqrt(std_runs^2 / S + mean of se_documents^2).
+
+    intervals: one a run, over the documents that it was measured on. Runs are measured on mostly the same documents, so
+    that the documents' part of the variance is not divided by S. Degrees of freedom: Satterthwaite's, S - 1 for the
+    runs, the documents' part taken as known. Raises ValueError for fewer than two runs.
+    """
+    means = _checked("intervals", [interval["mean"] for interval in intervals])
+    runs = float(means.var(ddof=1)) / len(means)
+    errors = [(interval["high"] - interval["low"]) / (2 * NORMAL) for interval in intervals]
+    total = runs + float(np.mean(np.square(errors)))
+    degrees = (len(means) - 1) * (total / runs) ** 2 if runs > 0 else math.inf
+    quantile = NORMAL if degrees > 1e6 else t_quantile(degrees)
+    return _around(float(means.mean()), quantile * math.sqrt(total))
 
 
 def held_out_peak(values: Sequence[Sequence[float]]) -> tuple[int, slice]:

@@ -33,6 +33,7 @@ from rlhf_lab.engine.loading import load_config, load_model, load_whole, model_s
 from rlhf_lab.engine.models import check_responses, disable_dropout
 from rlhf_lab.judges.gold import Judge
 from rlhf_lab.judges.rows import TOKENS_PER_BATCH, cut_row, encode_responses, values_of_rows
+from rlhf_lab.training.defaults import with_defaults
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint, tensor_fingerprint
 from rlhf_lab.training.loop import Losses, LossFunction, TrainingResult, train
 from rlhf_lab.training.metrics import accuracies
@@ -160,6 +161,7 @@ def train_reward(
     wanted = _margins(margins, len(examples))
     refuse_model_folder(settings.output_dir, model)
     model = reward_model(model, seed=settings.seed)
+    settings = with_defaults(settings, "reward", model)
     disable_dropout(model)
     identity = {
         "task": "reward",

@@ -158,6 +158,7 @@ def read_rows(
     settings = TrainingSettings(
         output_dir=str(out / stage),
         learning_rate=recipe.learning_rate,
+        num_train_epochs=1.0,
         lr_scheduler_type="constant" if short else "linear",
         warmup_ratio=min(0.5, 100 / steps) if short else 0.02,
         per_device_train_batch_size=batch_size,

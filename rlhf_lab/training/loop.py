@@ -25,6 +25,7 @@ from rlhf_lab.engine.precision import autocast, pick_device
 from rlhf_lab.training import checkpoints, run_folder, schedule
 from rlhf_lab.training.checkpoints import Progress
 from rlhf_lab.training.health import StepRecord, check_finite, warn_if_margin_stays_zero, warn_if_weights_vanish
+from rlhf_lab.training.learning import WINDOW, Learning, Watched, learning
 from rlhf_lab.training.metrics import Averages, MetricsLog, read_metrics
 from rlhf_lab.training.optim import make_optimizers, scale_and_clip
 from rlhf_lab.training.preflight import check_run
@@ -60,6 +61,7 @@ class TrainingResult:
 
     metrics: the last value of everything that was logged. history: the rows of output_dir/metrics.jsonl.
     resumed_from: the checkpoint that this call continued, if it did. seconds: wall clock, of all calls if resumed.
+    learning: whether the margin or the loss moved, None if this call took no step and had nothing to evaluate.
     """
 
     model: nn.Module
@@ -69,6 +71,7 @@ class TrainingResult:
     history: list[dict[str, float]]
     seconds: float
     resumed_from: Path | None = None
+    learning: Learning | None = None
 
 
 def train(
@@ -116,15 +119,16 @@ def _train(
     step, num_tokens, last_saved = progress.step, progress.num_tokens, resumed_from
     averages = Averages(progress.sums, device)
     unchecked: list[StepRecord] = []
+    trained, before, after = Watched(WINDOW), None, None
 
     with MetricsLog(settings, total, step) as log:
         if eval_examples and step and (step == total or _due(step, settings.eval_steps, False)):
             # it was killed between saving and evaluating, or is finished and gets other examples than it had
-            row = evaluate(model, eval_examples, eval_loss_fn, settings)
+            row = evaluate(model, eval_examples, eval_loss_fn, settings, after := Watched())
             if not any(known.items() >= row.items() for known in read_metrics(settings.output_dir)):
                 log.write(step, row)
         if eval_examples and settings.eval_on_start and step == 0:
-            log.write(step, evaluate(model, eval_examples, eval_loss_fn, settings))
+            log.write(step, evaluate(model, eval_examples, eval_loss_fn, settings, before := Watched()))
 
         for place, micro_batches in schedule.walk(examples, settings, progress.epoch, progress.index):
             if step == total:
@@ -139,6 +143,7 @@ def _train(
                 losses.loss.sum().backward()
                 total_weight = total_weight + losses.weights.sum()  # distributed: summed over ranks
                 averages.add(losses.loss, losses.weights, losses.metrics)
+                trained.add(*losses)
                 record.batches.append((batch.rows, losses.loss.detach()))
                 num_tokens += batch.num_tokens
 
@@ -157,6 +162,7 @@ def _train(
             if logging or saving:  # only here the host waits for the device
                 check_finite(unchecked, last_saved)
                 unchecked.clear()
+                trained.read()
             if logging:
                 epoch = place.epoch + (place.index + 1) / place.steps_in_epoch
                 now = {"grad_norm": float(grad_norm), "learning_rate": lr, "epoch": epoch, "num_tokens": num_tokens}
@@ -169,26 +175,37 @@ def _train(
                 done = Progress(step, place.epoch, place.index + 1, num_tokens, averages.state(), seconds)
                 last_saved = checkpoints.save_checkpoint(model, optimizers, done, identity, settings)
             if eval_examples and (last or _due(step, settings.eval_steps, last)):
-                log.write(step, evaluate(model, eval_examples, eval_loss_fn, settings))
+                log.write(step, evaluate(model, eval_examples, eval_loss_fn, settings, after := Watched()))
 
     _finish(model, tokenizer, settings)
     history = read_metrics(settings.output_dir)
     latest = {name: value for row in history for name, value in row.items()}
     seconds = time.perf_counter() - begin
-    return TrainingResult(model, Path(settings.output_dir), step, latest, history, seconds, resumed_from)
+    verdict = learning(trained if resumed_from is None else None, before, after)
+    return TrainingResult(model, Path(settings.output_dir), step, latest, history, seconds, resumed_from, verdict)
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, examples: Sequence[Example], loss_fn: LossFunction, settings: TrainingSettings
+    model: nn.Module,
+    examples: Sequence[Example],
+    loss_fn: LossFunction,
+    settings: TrainingSettings,
+    watched: Watched | None = None,
 ) -> dict[str, float]:
-    """Loss and metrics over all of `examples`, in evaluation mode, under the names eval_loss, eval_..."""
+    """Loss and metrics over all of `examples`, in evaluation mode, under the names eval_loss, eval_...
+
+    watched: takes each example's margin or loss, in the order of `evaluation_batches`.
+    """
     device = next(model.parameters()).device
     averages = Averages()
     with eval_mode(model), autocast(device, settings.bf16):
         for indices in schedule.evaluation_batches(examples, settings):
             batch = collate([examples[i] for i in indices], device)
-            averages.add(*loss_fn(model, batch, torch.tensor(indices, device=device)))
+            losses = loss_fn(model, batch, torch.tensor(indices, device=device))
+            averages.add(*losses)
+            if watched is not None:
+                watched.add(*losses)
     return {f"eval_{name}": value for name, value in averages.read_and_clear().items()}
 
 

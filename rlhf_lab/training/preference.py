@@ -15,6 +15,7 @@ from rlhf_lab.engine.logps import ResponseLogps, response_logps
 from rlhf_lab.engine.models import check_responses, disable_dropout, eval_mode
 from rlhf_lab.engine.precision import autocast, pick_device
 from rlhf_lab.objective import Objective, preference_loss, wpo_weights
+from rlhf_lab.training.defaults import with_defaults
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint
 from rlhf_lab.training.loop import Losses, LossFunction, TrainingResult, train
 from rlhf_lab.training.metrics import accuracies
@@ -55,6 +56,7 @@ def train_preference(
     check_columns(eval_examples or (), objective, "eval_examples")
     refuse_model_folder(settings.output_dir, model, reference)
     model = load_model(model).to(pick_device(settings.device))
+    settings = with_defaults(settings, "preference", model)
     check_run(model, examples, settings, eval_examples)
     disable_dropout(model)
     own = model_fingerprint(model)

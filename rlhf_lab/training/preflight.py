@@ -27,6 +27,8 @@ def check_run(
     """
     if not examples:
         raise ValueError("train: there are no examples to train on")
+    if settings.learning_rate is None or (settings.num_train_epochs is None and settings.max_steps <= 0):
+        raise ValueError("train: give learning_rate and num_train_epochs; only the tasks have defaults for them")
     refuse_model_folder(settings.output_dir, model)
     pick_device(settings.device)
     check_trackers(settings)

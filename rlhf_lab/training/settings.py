@@ -50,8 +50,8 @@ class TrainingSettings:
     """
 
     output_dir: PathText
-    learning_rate: float = 1e-5
-    num_train_epochs: float = 1.0
+    learning_rate: float | None = None
+    num_train_epochs: float | None = None
     max_steps: int = -1
     per_device_train_batch_size: int | None = None
     tokens_per_batch: int | None = None

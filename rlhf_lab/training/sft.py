@@ -9,6 +9,7 @@ from rlhf_lab.engine.batches import Batch
 from rlhf_lab.engine.loading import load_model
 from rlhf_lab.engine.logps import response_logps
 from rlhf_lab.engine.models import check_responses
+from rlhf_lab.training.defaults import with_defaults
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint
 from rlhf_lab.training.loop import Losses, TrainingResult, train
 from rlhf_lab.training.run_folder import refuse_model_folder
@@ -45,6 +46,7 @@ def train_sft(
     check_responses(eval_examples or (), 1, "eval_examples", "SFT")
     refuse_model_folder(settings.output_dir, model)
     model = load_model(model)
+    settings = with_defaults(settings, "sft", model)
     identity = {"task": "sft", "model": model_fingerprint(model), "data": data_fingerprint(examples)}
     return train(
         model, examples, sft_loss, settings, eval_examples=eval_examples, tokenizer=tokenizer, identity=identity

@@ -11,22 +11,28 @@ complete stage, inside sampling and training from what they had done, and reache
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rlhf_lab.common.files import check_writable
+from rlhf_lab.common.errors import interruptible
+from rlhf_lab.common.folders import owned
 from rlhf_lab.data.docstrings import DocstringPair, docstring_pairs
 from rlhf_lab.engine.loading import load_config, load_tokenizer, model_source
 from rlhf_lab.judges.gold import Judge
 from rlhf_lab.objective import Objective
-from rlhf_lab.workflow.artefacts import Artefact, clear_unfinished, model_artefact, naming
+from rlhf_lab.training.run_folder import refuse_model_folder
+from rlhf_lab.workflow.artefacts import MANIFEST, Artefact, clear_unfinished, model_artefact, naming
 from rlhf_lab.workflow.candidates import calibration_stage, candidates_stage
 from rlhf_lab.workflow.evaluation import evaluation_stage
 from rlhf_lab.workflow.pairs import pairs_stage
 from rlhf_lab.workflow.policy import Data, policy_stage
+from rlhf_lab.workflow.presets import Plan
 from rlhf_lab.workflow.prompts import Row, block, prompt_pools, prompts_stage
 from rlhf_lab.workflow.report import progress_line
 from rlhf_lab.workflow.results import Stages, collect, write_results
 from rlhf_lab.workflow.run import Loop
 from rlhf_lab.workflow.scores import choose_judge, scores_stage
 from rlhf_lab.workflow.settings import WorkflowSettings, WorkflowTraining
+
+WAY_ON = "the same command goes on behind the last one, inside sampling and training from what they had done"
+RESULTS = ("results.json", "report.md", "figure.png", "pairs.jsonl")
 
 
 def run_workflow(
@@ -43,10 +49,19 @@ def run_workflow(
     corpus: (description, summary) pairs in place of this machine's docstrings. judge: a function in place of the one
     that settings.judge names, which is then its name in the stages' keys: give a changed function a new name.
     output_dir receives iteration-N/STAGE-KEY, results.json, report.md, figure.png and pairs.jsonl, after every policy.
-    Raises ValueError, OSError or FloatingPointError that name the stage; what was computed before is kept.
+    Raises ValueError, OSError or FloatingPointError that name the stage; what was computed before is kept. One process
+    at a time writes in output_dir.
     """
-    check_writable(Path(training.output_dir))
-    clear_unfinished(Path(training.output_dir))
+    out = Path(training.output_dir)
+    refuse_model_folder(out, settings.model_name_or_path, settings.judge if settings.judge != "server" else None)
+    check_ours(out)
+    with owned(out, "--output_dir"), interruptible(lambda: f"finished stages are kept: {WAY_ON}"):
+        clear_unfinished(out)
+        return _run(Plan(settings, dict(objectives), training), corpus, judge)
+
+
+def _run(plan: Plan, corpus: Sequence[DocstringPair] | None, judge: Judge | None) -> dict:
+    settings, objectives, training = plan
     loops = {name: open_loop(settings, objective, training, judge) for name, objective in objectives.items()}
     first = next(iter(loops.values()))
     if settings.prompts_file is None and corpus is None:
@@ -65,6 +80,16 @@ def run_workflow(
             stages = f"{kept} of {len(history[-1])} stages as made before"
             print(f"{progress_line(results['policies'][-1], first.judge.is_gold)} ({stages})")
     return results
+
+
+def check_ours(out: Path) -> None:
+    """Raises ValueError if `out` has files of the results' names that no run of the workflow wrote."""
+    taken = [name for name in RESULTS if (out / name).exists()]
+    if taken and not any(out.glob(f"iteration-0/prompts-*/{MANIFEST}")):
+        raise ValueError(
+            f"--output_dir {out} has {', '.join(taken)}, which no run of the workflow wrote: they would be replaced. "
+            "Choose another --output_dir, or move them away"
+        )
 
 
 def iterations(loop: Loop, pool: Sequence[Row], held_out: Sequence[Row]) -> Iterator[list[Stages]]:

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
+from rlhf_lab.common.files import PathText
 from rlhf_lab.engine.serving.exchange import base_url, check_patience
 from rlhf_lab.training.settings import TrainingSettings
 
@@ -61,9 +62,9 @@ class PairSettings:
 class WorkflowSettings(PairSettings):
     """What an iteration does; the policy that comes into it is `current`, the one before that `previous`."""
 
-    model_name_or_path: str = "small"
+    model_name_or_path: PathText = "small"
     """the SFT model pi_0 with its tokenizer: a folder, or a shipped model, small or tiny"""
-    prompts_file: str | None = None
+    prompts_file: PathText | None = None
     """JSONL, CSV or Parquet with a column `prompt` (text, or messages) and, for gold rewards, `reference`; none: this
     machine's docstrings, validation split to learn from, test split to measure on"""
     iterations: int = 3
@@ -84,7 +85,7 @@ class WorkflowSettings(PairSettings):
     `transformers serve`), which serves each policy under the name of its folder; measuring is always local"""
     server_url: str | None = None
     """of the sampler, as http://localhost:8000"""
-    judge: str = "gold"
+    judge: PathText = "gold"
     """gold (ROUGE-L F1 against the reference), the folder of a reward or pairwise model, or server: a pairwise model
     that a completions server at judge_url serves as judge_model"""
     judge_url: str | None = None
@@ -181,7 +182,7 @@ class WorkflowTraining(TrainingSettings):
     policy has an evaluation of its own), report_to, and resume=False (choose a new output_dir).
     """
 
-    output_dir: str = "runs/online"
+    output_dir: PathText = "runs/online"
     learning_rate: float = 5e-5
     num_train_epochs: float = 2.0
     per_device_train_batch_size: int | None = 16
