@@ -64,7 +64,9 @@ def notebook_json(notebook: NotebookNode) -> str:
 
 def problems(notebook: NotebookNode) -> list[str]:
     """Why this notebook cannot be published: error outputs, widget leftovers, pictures without alt text, size."""
-    found = [f"cell {index}: {text}" for index, cell in enumerate(notebook.cells) for text in _cell_problems(cell)]
+    found = []
+    for index, cell in enumerate(notebook.cells):
+        found += [f"cell {index}: {text}" for text in _cell_problems(cell)]
     if "widgets" in notebook.metadata:
         found.append("metadata.widgets is there: GitHub does not render such a file")
     if (size := len(notebook_json(notebook).encode())) >= MAX_BYTES:

@@ -136,9 +136,8 @@ def locate_errors(
     usable = [(prompt, ids, mask) for prompt, ids, mask in usable if not all(mask[:-1])]
     prompt_ids = [encode_prompt(prompt, tokenizer) for prompt, _, _ in usable]
     responses, masks = [ids for _, ids, _ in usable], [mask[:-1] for _, _, mask in usable]
-    logps, ref_logps = (
-        [row[:-1] for row in response_token_logps(model, prompt_ids, responses)] for model in (policy, reference)
-    )
+    logps, ref_logps = (response_token_logps(model, prompt_ids, responses) for model in (policy, reference))
+    logps, ref_logps = [row[:-1] for row in logps], [row[:-1] for row in ref_logps]  # not the end
     generator = np.random.default_rng(seed)
     rules = {
         "credit": [beta * (np.array(a) - np.array(b)) for a, b in zip(logps, ref_logps, strict=True)],

@@ -198,10 +198,11 @@ def split_by_group(groups: Sequence[str], folds: int, seed: int) -> list[tuple[l
     random.Random(seed).shuffle(names)
     fold_of = {name: position % folds for position, name in enumerate(names)}
     places = [fold_of[group] for group in groups]
-    return [
-        ([i for i, place in enumerate(places) if place != fold], [i for i, place in enumerate(places) if place == fold])
-        for fold in range(folds)
-    ]
+    parts = []
+    for fold in range(folds):
+        inside = [i for i, place in enumerate(places) if place == fold]
+        parts.append(([i for i, place in enumerate(places) if place != fold], inside))
+    return parts
 
 
 def _fold(

@@ -3,7 +3,7 @@
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -84,9 +84,7 @@ def card(results: dict) -> str:
         f"    greedy    {e['greedy']}\n    sampled   {e['sampled']}"
         for e in quality["examples"]
     )
-    shares = "; then ".join(
-        ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items()) for shares in (SHARES, LATE_SHARES)
-    )
+    shares = f"{_shares(SHARES)}; then {_shares(LATE_SHARES)}"
     return f"""---
 library_name: transformers
 license: mit
@@ -132,6 +130,10 @@ Seed {recipe["seed"]}. {read / 1e6:.1f}M tokens read ({stages["short"]["num_toke
 epoch{"s" * (recipe["sft_epochs"] != 1)} of (description, summary) pairs. {minutes:.0f} minutes: {results["machine"]}.
 All settings and versions: `results.json` beside this file.
 """
+
+
+def _shares(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
 
 
 def _row(label: str, statistics: dict) -> tuple[str, ...]:

@@ -64,10 +64,10 @@ def sample_candidates(
         greedy=greedy,
         progress=progress,
     )
-    return [
-        [scored_candidate(tokenizer, tokens, document.summary) for tokens in row]
-        for document, row in zip(documents, responses, strict=True)
-    ]
+    scored = []
+    for document, row in zip(documents, responses, strict=True):
+        scored.append([scored_candidate(tokenizer, tokens, document.summary) for tokens in row])
+    return scored
 
 
 def candidates_stage(loop: Loop, iteration: int, prompts: Artefact, current: Artefact, other: Artefact) -> Artefact:

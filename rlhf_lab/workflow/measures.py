@@ -97,11 +97,11 @@ def rouge_means(texts: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 
 def _rewards(own: Written, sft: Written | None, last: Written | None, judge: str, decoding: str, seed: int) -> dict:
-    columns = [
-        None if rows is None else [[r[judge] for r in row] for row in of_decoding(rows, decoding)]
-        for rows in (own, sft, last)
-    ]
-    return reward_measures(*columns, seed=seed)
+    def rewards(rows: Written) -> Rewards:
+        return [[row[judge] for row in written] for written in of_decoding(rows, decoding)]
+
+    before = (None if rows is None else rewards(rows) for rows in (sft, last))
+    return reward_measures(rewards(own), *before, seed=seed)
 
 
 def _rouge(own: Written, decoding: str) -> dict[str, float]:

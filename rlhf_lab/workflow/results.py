@@ -13,7 +13,7 @@ from rlhf_lab.common.files import write_atomically
 from rlhf_lab.data.docstrings import SHIPPED_CORPUS, DocstringPair, corpus_fingerprint
 from rlhf_lab.engine.precision import pick_device
 from rlhf_lab.workflow.artefacts import Artefact, read_rows
-from rlhf_lab.workflow.evaluation import of_decoding
+from rlhf_lab.workflow.evaluation import Written, of_decoding
 from rlhf_lab.workflow.figure import write_figure
 from rlhf_lab.workflow.measures import lead_words, policy_measures
 from rlhf_lab.workflow.pairs import pair_counts
@@ -148,9 +148,11 @@ def _samples(asked: Sequence[dict], histories: Mapping[str, Sequence[Stages]]) -
     written = {name: read_rows(stages["evaluation"]) for name, stages in last.items()}
     shown = []
     for i, row in enumerate(asked[:SAMPLES_SHOWN]):
-        texts = {
-            name: {decoding: of_decoding(rows, decoding)[i][0]["text"] for decoding in ("greedy", "sampled")}
-            for name, rows in written.items()
-        }
+        texts = {name: _first_texts(rows, i) for name, rows in written.items()}
         shown.append({"prompt": row["prompt"], "reference": row["reference"], "policies": texts})
     return shown
+
+
+def _first_texts(rows: Written, prompt: int) -> dict[str, str]:
+    """The greedy and the first sampled response to a prompt."""
+    return {decoding: of_decoding(rows, decoding)[prompt][0]["text"] for decoding in ("greedy", "sampled")}
