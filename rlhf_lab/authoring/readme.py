@@ -88,6 +88,7 @@ TABLES = {
     "generation": _benchmark("generation", benchmarks.generation_table),
     "bandits": _benchmark("bandits", benchmarks.bandits_table),
     "offline_fit": _benchmark("offline_fit", benchmarks.offline_fit_table),
+    "shared_machine": _benchmark("shared_machine", benchmarks.shared_machine_table),
 }
 
 
