@@ -58,11 +58,12 @@ def offline_fit_table(rows: Sequence[Mapping]) -> str:
 
 
 def shared_machine_table(measured: Mapping) -> str:
-    """Seconds of a small main job alone and beside a busy process, for each way in which torch's threads wait."""
-    rows = [["threads", "alone, s", "beside a busy process, s", "slowdown"]]
+    """Seconds of a small main job alone and beside one busy process, for each setting of torch's threads."""
+    rows = [["threads", "alone, s", "beside a busy process, s", "times as long"]]
     for name, row in measured["settings"].items():
         rows.append([name, f"{row['alone']:.0f}", f"{row['shared']:.0f}", f"{row['slowdown']:.2f}x"])
-    return markdown_table(rows)
+    facts = f"{measured['date']}; torch {measured['torch']}, Python {measured['python']}; {measured['cores']} cores"
+    return f"{markdown_table(rows)}\n\n{facts}; medians of {measured['rounds']} rounds."
 
 
 def _cell(name: str, value: str | float | None) -> str:
