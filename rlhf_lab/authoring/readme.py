@@ -89,7 +89,6 @@ TABLES = {
     "bandits": _benchmark("bandits", benchmarks.bandits_table),
     "shared_machine": _benchmark("shared_machine", benchmarks.shared_machine_table),
     "offline_fit": _benchmark("offline_fit", benchmarks.offline_fit_table),
-    "shared_machine": _benchmark("shared_machine", benchmarks.shared_machine_table),
 }
 
 
