@@ -14,19 +14,19 @@ from rlhf_lab.authoring import benchmarks
 from rlhf_lab.authoring.masters import between_markers
 from rlhf_lab.common.assets import PACKAGE
 from rlhf_lab.common.files import read_whole
-from rlhf_lab.common.intervals import over_runs
+from rlhf_lab.common.intervals import number, over_runs
 from rlhf_lab.common.markdown import markdown_table
 from rlhf_lab.studies.report import STUDIES
 from rlhf_lab.workflow.report import cost_table, is_loop, label, reward_table
 
-# Columns of the main job: how each is read from a policy's row, None for pi_0's gain over itself; sign of its format.
+# Columns of the main job: how each is read from a policy's row (None: pi_0's gain over itself), and its format.
 MAIN_JOB = {
-    "sampled reward": (lambda row: row["gold"]["reward"], ""),
-    "gain over SFT": (lambda row: row["gold"].get("delta_vs_sft"), "+"),
-    "greedy reward": (lambda row: row["gold"]["greedy"]["reward"], ""),
-    "greedy gain": (lambda row: row["gold"]["greedy"].get("delta_vs_sft"), "+"),
-    "KL, nats": (lambda row: row["kl"], ""),
-    "tokens": (lambda row: row["length"], ""),
+    "sampled reward": (lambda row: row["gold"]["reward"], ".3f"),
+    "gain over SFT": (lambda row: row["gold"].get("delta_vs_sft"), "+.3f"),
+    "greedy reward": (lambda row: row["gold"]["greedy"]["reward"], ".3f"),
+    "greedy gain": (lambda row: row["gold"]["greedy"].get("delta_vs_sft"), "+.3f"),
+    "KL, nats": (lambda row: row["kl"], ".1f"),
+    "tokens": (lambda row: row["length"], ".1f"),
 }
 
 
@@ -36,9 +36,9 @@ def summarize_table(records: Sequence[Mapping]) -> str:
     for place, row in enumerate(records[0]["policies"]):
         found = [record["policies"][place] for record in records]
         cells = []
-        for read, sign in MAIN_JOB.values():
+        for read, form in MAIN_JOB.values():
             values = [read(each) for each in found]
-            cells.append("" if None in values else _with_range(over_runs(values), sign))
+            cells.append("" if None in values else number(over_runs(values), form))
         rows.append([label(row, is_loop(records[0])), *cells])
     return markdown_table(rows)
 
@@ -59,12 +59,6 @@ def studies_table(records: Sequence[Mapping]) -> str:
         answer = importlib.import_module(STUDIES[name]).answer(record["results"])
         rows.append([f"[{name}]({name}/report.md)", record["question"], answer])
     return markdown_table(rows)
-
-
-def _with_range(value: Mapping, sign: str) -> str:
-    digits = ".1f" if abs(value["high"]) > 1 else ".3f"
-    mean, low, high = (f"{value[name]:{sign}{digits}}" for name in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
 
 
 class PageTable(NamedTuple):
