@@ -17,10 +17,12 @@ from transformers import AutoModelForCausalLM
 from rlhf_lab.commands import cli, doctor
 from rlhf_lab.commands.train_preference import PreferenceArguments
 from rlhf_lab.commands.train_reward import RewardArguments
+from rlhf_lab.commands.workflow import SHARED
 from rlhf_lab.common.arguments import Parser, add_fields, build, convert, read_values, read_yaml, type_hints
 from rlhf_lab.common.files import PathText
 from rlhf_lab.judges.cross_validation import JudgeSettings
 from rlhf_lab.training.settings import TrainingSettings
+from rlhf_lab.workflow.settings import WorkflowSettings
 from tests.training_helpers import tiny_llama, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -82,10 +84,15 @@ def test_every_setting_that_is_a_path_is_expanded(monkeypatch):
     """By name, over all dataclasses of settings: a new path field that is a plain text would fail here."""
     monkeypatch.setenv("HOME", "/home/baker")
     named = ("model_name_or_path", "train_file", "dataset_name", "eval_file", "reference", "cache_dir", "output_dir")
-    for cls in (PreferenceArguments, RewardArguments, TrainingSettings, JudgeSettings):
+    named += ("out", "model", "prompts_file", "judge", "data")
+    words = ((WorkflowSettings, "data"), (WorkflowSettings, "reference"))  # one of a few words, no paths there
+    checked = 0
+    for cls in (PreferenceArguments, RewardArguments, TrainingSettings, JudgeSettings, *SHARED):
         for name, hint in type_hints(cls).items():
-            if name in (*named, "data", "out", "model"):
+            if name in named and (cls, name) not in words:
                 assert convert("~/x", hint, name) == "/home/baker/x", (cls, name)
+                checked += 1
+    assert checked >= 20
     assert TrainingSettings("~/x").output_dir == "/home/baker/x"
 
 
