@@ -266,7 +266,9 @@ def test_what_a_judge_measured_comes_into_the_card(tmp_path):
     for file in ("results.json", "README.md"):
         (tmp_path / file).write_bytes((small_model_path("tiny") / file).read_bytes())
     before = json.loads((tmp_path / "results.json").read_text(encoding="utf8"))
-    settings = JudgeSettings("pairs.csv", model="tiny", columns={"prompt": "doc"}, seeds=(0, 3), learning_rate=2e-4)
+    settings = JudgeSettings(
+        "pairs.csv", model_name_or_path="tiny", columns={"prompt": "doc"}, seeds=(0, 3), learning_rate=2e-4
+    )
     share = {"mean": 0.6, "low": 0.55, "high": 0.65}
     report = {"groups": 7, "accuracy": share, "always_longer": share, "gain_over_longer": share}
     measured = {"settings": asdict(settings), "cuts": {"examples": 12}, "report": report}

@@ -25,7 +25,7 @@ def add_human_labels(folder: Path, report: Mapping, dataset: str) -> None:
     """
     path = folder / "results.json"
     results = read_whole(path, "make the model again with `rlhf-lab pretrain`, or take the file from the repository")
-    judged = report["settings"]["model"]
+    judged = report["settings"]["model_name_or_path"]
     if judged != results["name"]:
         raise ValueError(f"the report is of the model {judged!r}, but {path} is of {results['name']!r}")
     results["human_labels"] = {

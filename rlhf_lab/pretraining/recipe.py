@@ -1,6 +1,6 @@
 """How the small models are made, from this machine's docstrings to `small_models/NAME`, in one resumable command.
 
-    rlhf-lab pretrain small --out runs/small
+    rlhf-lab pretrain small --output_dir runs/small
 
     corpus -> tokenizer -> read short rows (constant rate) -> read long rows (rate falls to 0) -> learn to summarise
 
