@@ -92,7 +92,7 @@ def test_every_setting_that_is_a_path_is_expanded(monkeypatch):
             if name in named and (cls, name) not in words:
                 assert convert("~/x", hint, name) == "/home/baker/x", (cls, name)
                 checked += 1
-    assert checked >= 20
+    assert checked >= 18
     assert TrainingSettings("~/x").output_dir == "/home/baker/x"
 
 

@@ -1,12 +1,14 @@
 """Default learning rates by task and size, and a closing sentence that says when nothing was learnt."""
 
 import json
+import re
 
 import pytest
 import torch
 from torch import nn
 
 from rlhf_lab.commands import cli
+from rlhf_lab.common.arguments import field_help
 from rlhf_lab.data.examples import Example
 from rlhf_lab.judges.reward_model import train_reward
 from rlhf_lab.objective import preset
@@ -41,6 +43,15 @@ def test_the_rate_falls_as_one_over_the_width():
     for task, default in DEFAULTS.items():
         rates = [default_learning_rate(task, round(6e6 * factor)) for factor in (1, 4, 100)]
         assert rates == pytest.approx([default.learning_rate / part for part in (1, 2, 10)], rel=0.03)
+
+
+def test_the_help_states_the_table():
+    said = field_help(TrainingSettings)
+    rates = re.search(r"RATE (\S+) for SFT, (\S+) for reward models, (\S+) for preference", said["learning_rate"])
+    assert list(map(float, rates.groups())) == [default.learning_rate for default in DEFAULTS.values()]
+    epochs = re.search(r"none: (\d) for SFT, (\d) for reward models and preference", said["num_train_epochs"])
+    assert list(map(float, epochs.groups())) == [DEFAULTS["sft"].epochs, DEFAULTS["reward"].epochs]
+    assert DEFAULTS["reward"].epochs == DEFAULTS["preference"].epochs and list(DEFAULTS)[1] == "reward"
 
 
 def test_defaults_fill_what_is_not_given_and_nothing_else():

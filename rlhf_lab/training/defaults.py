@@ -27,7 +27,7 @@ class Default(NamedTuple):
 DEFAULTS: dict[Task, Default] = {
     "sft": Default(1e-3, 2.0),
     "reward": Default(3e-4, 1.0),
-    "preference": Default(1e-4, 1.0),
+    "preference": Default(5e-5, 1.0),
 }
 
 

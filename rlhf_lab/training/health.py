@@ -45,7 +45,7 @@ def warn_if_margin_stays_zero(metrics: dict[str, float], step: int) -> None:
     """The alarm for a loss pinned at log 2: after PATIENCE steps, a mean margin of 0 means that nothing is learnt."""
     if step >= PATIENCE and abs(metrics.get("rewards/margins", 1.0)) < ROUNDING:
         warnings.warn(
-            f"after {PATIENCE} steps the reward margin is still exactly 0 up to rounding. The policy does not move: are "
+            f"after {PATIENCE} steps the reward margin is still exactly 0 up to rounding. The policy stays: are "
             "its parameters trainable, is the learning rate far too small, or are chosen and rejected the same?",
             stacklevel=3,
         )

@@ -40,7 +40,7 @@ class TrainingSettings:
     """checkpoints, metrics.jsonl and the final model go here; a folder of another run is refused"""
     learning_rate: float | None = None
     """of AdamW (and Muon) after the warm-up; none: by task and size, RATE * sqrt(6e6 / parameters) with RATE 1e-3
-    for SFT, 3e-4 for reward models, 1e-4 for preference training"""
+    for SFT, 3e-4 for reward models, 5e-5 for preference training"""
     num_train_epochs: float | None = None
     """passes over the examples, may be a fraction; none: 2 for SFT, 1 for reward models and preference training"""
     max_steps: int = -1
