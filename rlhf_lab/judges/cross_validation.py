@@ -115,7 +115,7 @@ class Comparisons(NamedTuple):
 
 
 def judge(settings: JudgeSettings) -> dict:
-    """Run the cross-validation, write report.json and report.png to settings.output_dir, and return what the JSON holds."""
+    """Run the cross-validation, write report.json and report.png to output_dir, and return what the JSON holds."""
     kept = "the verdicts of finished folds are kept, and the same command goes on from there"
     with owned(expanded(settings.output_dir)) as out, interruptible(lambda: kept):
         return _judge(settings, out)

@@ -48,7 +48,7 @@ def judge_command(settings: Mapping) -> str:
     flags = []
     for name, value in settings.items():
         value = tuple(value) if isinstance(value, list) else value
-        if name not in ("out", "model") and value != defaults.get(name, MISSING):
+        if name not in ("output_dir", "model_name_or_path") and value != defaults.get(name, MISSING):
             flags.append(f"--{name} {_flag(value)}")
     return " ".join(["rlhf-lab judge", *flags])
 
