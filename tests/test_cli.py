@@ -361,3 +361,16 @@ def test_advice_is_in_flags_and_not_in_python():
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in documented:
                 assert not python.search(node.value) and not calls.search(node.value), f"{path.name}:{node.lineno}"
+
+
+def test_help_of_the_first_word_lists_its_commands(capsys):
+    assert cli.main(["train", "--help"]) == 0
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["train", kind] for kind in ("preference", "sft", "reward", "online")
+    ]
+    assert cli.main(["train", "dpo"]) == 2
+
+
+def test_a_config_that_is_not_there_is_named(capsys):
+    assert cli.main(["summarize", "--config", "nope.yaml"]) == 2
+    assert "--config nope.yaml: No such file or directory; name a YAML file" in capsys.readouterr().err

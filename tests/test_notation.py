@@ -76,7 +76,9 @@ def test_every_code_name_exists(name):
     assert found(name) is not None
 
 
-@pytest.mark.parametrize("name", ["objective.Objective.gamma", "objective.preference_loss(gamma)", "worlds.nothing"])
+@pytest.mark.parametrize(
+    "name", ["objective.Objective.no_such", "objective.preference_loss(no_such)", "worlds.nothing"]
+)
 def test_a_name_that_does_not_exist_is_noticed(name):
     with pytest.raises((AttributeError, AssertionError, ModuleNotFoundError)):
         found(name)

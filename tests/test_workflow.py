@@ -506,3 +506,13 @@ def test_flags_and_yaml_become_settings(monkeypatch, tmp_path):
     parser = Parser()
     train_online.add_arguments(parser)
     assert read_values(parser.parse_args(["--temperatures", "1,0.5"]), *command.SHARED) == {"temperatures": (1.0, 0.5)}
+
+
+def test_a_preset_that_was_changed_is_not_called_by_its_name_alone(sft, tmp_path):
+    """alpha .1 makes DPO optimistic VPO: every table says so; beta is each method's own."""
+    found = run(tmp_path, sft, iterations=1, alpha=0.1, beta=0.2)
+    assert found["policies"][1]["changed"] == {"alpha": 0.1}
+    assert "DPO, alpha 0.1" in (tmp_path / "report.md").read_text()
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds a training run \(run\.json\)"):
+        run(tmp_path, sft, iterations=1)

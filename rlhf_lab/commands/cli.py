@@ -61,6 +61,9 @@ def run(arguments: Sequence[str]) -> int:
     name = next((name for name in COMMANDS if list(arguments[: len(name.split())]) == name.split()), None)
     if name is None:
         matching = [known for known in COMMANDS if known.split()[0] == arguments[0]] or list(COMMANDS)
+        if arguments[1:] in (["-h"], ["--help"]) and len(matching) < len(COMMANDS):
+            print("\n".join(f"{known:<18}  {COMMANDS[known].summary}" for known in matching))
+            return 0
         words = " ".join(arguments[:2]) if len(matching) < len(COMMANDS) else arguments[0]
         raise ValueError(f"unknown command {words!r}; choose from: {', '.join(matching)} (rlhf-lab --help)")
     module = importlib.import_module(COMMANDS[name].module)

@@ -110,7 +110,9 @@ def report_training(result: TrainingResult, facts: dict[str, dict]) -> None:
     print("\n".join(f"  {name:<28} {value:.4g}" for name, value in shown.items()))
     if result.learning is not None:
         print(result.learning.sentence())
-    print(f"{result.steps} steps in {result.seconds:.0f} s; the model is in {Path(result.output_dir)}")
+    before = result.resumed_from is not None and result.resumed_from.name == f"checkpoint-{result.steps}"
+    how = "nothing was trained: it was finished before" if before else f"{result.steps} steps in {result.seconds:.0f} s"
+    print(f"{how}; the model is in {Path(result.output_dir)}")
 
 
 def report_rulers(accuracy: float, examples: Sequence[Example]) -> None:

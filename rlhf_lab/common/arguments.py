@@ -134,6 +134,8 @@ def read_yaml(path: str | Path, known: Iterable[str]) -> dict[str, Any]:
 
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), _unique_keys(yaml))
+    except OSError as error:
+        raise ValueError(f"--config {path}: {error.strerror}; name a YAML file with settings") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -233,6 +235,6 @@ def _required(field: Field) -> bool:
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(
-        name.replace("-", "_").lstrip("_"), [k.lstrip("-") for k in known], n=1, cutoff=0.5
+        name.replace("-", "_").lstrip("_"), [k.lstrip("-") for k in known], n=1, cutoff=0.66
     )
     return f" (did you mean {'--' if name.startswith('-') else ''}{near[0]}?)" if near else ""

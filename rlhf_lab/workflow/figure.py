@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from rlhf_lab.common.plots import METHOD_LABELS, OKABE_ITO, method_colour, save_png, style
 from rlhf_lab.workflow.report import JUDGES, is_loop, label, main_judge
 
-LESSONS = {"identical_share": ("equal draws", "black"), "ties": ("ties", "orange"), "identical": ("same text", "blue")}
+LESSONS = {"identical_share": ("equal draws", "black"), "ties": ("ties", "orange"), "identical": ("identical", "blue")}
 STAGE_COLOURS = dict(
     zip(
         ("prompts", "candidates", "scores", "pairs", "calibration", "policy", "evaluation"),
@@ -136,7 +136,7 @@ def _lessons(ax: Axes, rows: Sequence[dict]) -> None:
     for shift, (name, (text, colour)) in zip((-0.15, 0.0, 0.15), LESSONS.items(), strict=True):
         shares = [(place + shift, _share(row["pairs"], name)) for place, row in enumerate(rows) if "pairs" in row]
         ax.plot([x for x, _ in shares], [y for _, y in shares], "o", color=OKABE_ITO[colour], label=text)
-    ax.set_title("share of comparisons without a lesson")
+    ax.set_title("comparisons not trained on, and equal draws")
     _legend_above(ax)
 
 

@@ -17,7 +17,7 @@ from rlhf_lab.data.docstrings import DocstringPair, docstring_pairs
 from rlhf_lab.engine.loading import load_config, load_tokenizer, model_source
 from rlhf_lab.judges.gold import Judge
 from rlhf_lab.objective import Objective
-from rlhf_lab.training.run_folder import refuse_model_folder
+from rlhf_lab.training.run_folder import RUN_FILE, refuse_model_folder
 from rlhf_lab.workflow.artefacts import MANIFEST, Artefact, clear_unfinished, model_artefact, naming
 from rlhf_lab.workflow.candidates import calibration_stage, candidates_stage
 from rlhf_lab.workflow.evaluation import evaluation_stage
@@ -84,6 +84,8 @@ def _run(plan: Plan, corpus: Sequence[DocstringPair] | None, judge: Judge | None
 
 def check_ours(out: Path) -> None:
     """Raises ValueError if `out` has files of the results' names that no run of the workflow wrote."""
+    if (out / RUN_FILE).exists():
+        raise ValueError(f"--output_dir {out} holds a training run ({RUN_FILE}); choose another --output_dir")
     taken = [name for name in RESULTS if (out / name).exists()]
     if taken and not any(out.glob(f"iteration-0/prompts-*/{MANIFEST}")):
         raise ValueError(

@@ -21,7 +21,8 @@ def main_judge(results: dict) -> str:
 def label(row: dict, loop: bool) -> str:
     """A policy's name in tables and figures; loop: with its iteration."""
     name = METHOD_LABELS.get(row["policy"], row["policy"])
-    return f"{name}, iteration {row['iteration']}" if loop and row["iteration"] else name
+    changed = "".join(f", {setting} {value}" for setting, value in row.get("changed", {}).items())
+    return name + changed + (f", iteration {row['iteration']}" if loop and row["iteration"] else "")
 
 
 def is_loop(results: dict) -> bool:
@@ -34,8 +35,8 @@ def progress_line(row: dict, gold: bool) -> str:
     judge = "gold" if gold or "score" not in row else "score"
     gain, wins = row[judge]["delta_vs_sft"], row[judge]["win_rate_vs_sft"]
     return (
-        f"{row['policy']}, iteration {row['iteration']}: {JUDGES[judge]} reward {row[judge]['reward']['mean']:.4f}, "
-        f"{gain['mean']:+.4f} ({gain['low']:+.3f} to {gain['high']:+.3f}) against pi_0, {wins['mean']:.0%} wins; "
+        f"{label(row, loop=True)}: {JUDGES[judge]} reward {row[judge]['reward']['mean']:.4f}, "
+        f"{gain['mean']:+.4f} ({gain['low']:+.3f} to {gain['high']:+.3f}) against SFT, {wins['mean']:.0%} wins; "
         f"KL {row['kl']['mean']:.2f}, {row['length']['mean']:.1f} tokens; {row['pairs']['pairs']} pairs, "
         f"{row['pairs']['ties']} ties; {sum(row['seconds'].values()):.0f} s"
     )

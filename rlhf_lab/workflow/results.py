@@ -12,6 +12,7 @@ import torch
 from rlhf_lab.common.files import write_atomically
 from rlhf_lab.data.docstrings import SHIPPED_CORPUS, DocstringPair, corpus_fingerprint
 from rlhf_lab.engine.precision import pick_device
+from rlhf_lab.objective import PRESETS, Objective
 from rlhf_lab.workflow.artefacts import Artefact, read_rows
 from rlhf_lab.workflow.evaluation import Written, of_decoding
 from rlhf_lab.workflow.figure import write_figure
@@ -65,13 +66,19 @@ def policy_row(loop: Loop, name: str, history: Sequence[Stages], judges: Sequenc
     """The numbers of the last policy of a history: measures, and for an iterate its pairs and its training."""
     stages, iteration = history[-1], len(history) - 1
     own, *before = (read_rows(each["evaluation"]) for each in (stages, history[0], history[max(0, iteration - 1)]))
-    row = {"policy": name, "iteration": iteration}
+    row = {"policy": name, "iteration": iteration, "changed": changed(name, loop.objective) if iteration else {}}
     row |= policy_measures(own, *(before if iteration else ()), judges=judges, seed=loop.training.seed)
     row["stages"] = {stage: _place(loop, artefact) for stage, artefact in stages.items()}
     row["seconds"] = {stage: a.notes["seconds"] for stage, a in stages.items() if "seconds" in a.notes}
     if iteration:
         row |= {"pairs": pair_counts(stages["pairs"]), "training": stages["policy"].notes["metrics"]}
     return row
+
+
+def changed(name: str, objective: Objective) -> dict:
+    """Fields that differ from the preset that the objective is named after, but for beta: DPO with alpha .1 is none."""
+    usual = asdict(PRESETS[name])
+    return {field: value for field, value in asdict(objective).items() if field != "beta" and value != usual[field]}
 
 
 def corpus_facts(corpus: Sequence[DocstringPair]) -> dict:

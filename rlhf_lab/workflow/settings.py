@@ -183,6 +183,9 @@ class WorkflowTraining(TrainingSettings):
     """
 
     output_dir: PathText = "runs/online"
+    """everything lands there; stages of other settings stay beside these, report, figure and results are replaced"""
+    seed: int = 0
+    """of the whole run: documents, draws, labels, order of training, bootstrap"""
     learning_rate: float = 5e-5
     """of AdamW after the warm-up"""
     num_train_epochs: float = 2.0
