@@ -20,10 +20,10 @@ from PIL import Image
 from rlhf_lab.authoring import benchmarks
 from rlhf_lab.authoring import build as build_module
 from rlhf_lab.authoring import readme as results
-from rlhf_lab.authoring.build import build, main
+from rlhf_lab.authoring.build import build_notebooks, main
 from rlhf_lab.authoring.execute import execute
 from rlhf_lab.authoring.masters import CourseError, between_markers, minutes, read_master, readme_table
-from rlhf_lab.authoring.publish import MAX_BYTES, WIDGET_VIEW, clean, differences, problems, written
+from rlhf_lab.authoring.publish import MAX_BYTES, WIDGET_VIEW, clean, differences, notebook_json, problems
 from rlhf_lab.common import plots
 from rlhf_lab.common.assets import PACKAGE
 from rlhf_lab.course import figures, tables
@@ -85,8 +85,8 @@ def test_build_then_check_agree_and_every_kind_of_staleness_is_caught(tmp_path, 
         widgets.interact(lambda beta: print(beta), beta=(0, 1.0));
         """,
     )
-    assert list(build(tmp_path, check=True)) != []  # nothing is published yet
-    assert list(build(tmp_path)) == []
+    assert list(build_notebooks(tmp_path, check=True)) != []  # nothing is published yet
+    assert list(build_notebooks(tmp_path)) == []
     assert main(["--root", str(tmp_path), "--check"]) == 0  # though the printed time differs
     assert "01_small" in capsys.readouterr().out
 
@@ -102,14 +102,14 @@ def test_build_then_check_agree_and_every_kind_of_staleness_is_caught(tmp_path, 
     assert 'alt="A line from 1 to 2."' in notebook.cells[3].outputs[0].data["text/html"]
 
     path.write_text(text.replace("Some prose.", "Some other prose."), encoding="utf-8")
-    assert any("stale" in problem and "source differs" in problem for problem in build(tmp_path, check=True))
+    assert any("stale" in problem and "source differs" in problem for problem in build_notebooks(tmp_path, check=True))
     notebook.cells[3].outputs.clear()
-    path.write_text(written(notebook), encoding="utf-8")
-    assert any("structure of outputs" in problem for problem in build(tmp_path, check=True))
+    path.write_text(notebook_json(notebook), encoding="utf-8")
+    assert any("structure of outputs" in problem for problem in build_notebooks(tmp_path, check=True))
     path.write_text(text, encoding="utf-8")
     (tmp_path / "notebooks" / "02_orphan.ipynb").write_text(text, encoding="utf-8")
     master.write_text(master.read_text().replace("shows: a build", "shows: two builds"), encoding="utf-8")
-    found = " ".join(build(tmp_path, check=True))
+    found = " ".join(build_notebooks(tmp_path, check=True))
     assert "02_orphan.ipynb has no master" in found and "README" in found and "stale" not in found
 
 
@@ -177,25 +177,25 @@ def test_over_budget_is_caught_while_running_and_afterwards(tmp_path):
     assert list(run.cell_seconds) == [0] and 0.2 <= run.cell_seconds[0] <= run.seconds
     assert any("whole budget" in error for error in run_cell("import time; time.sleep(3600)", budget=1).errors)
     make_course(tmp_path, "# %%\nx = 1\n", budget=0.01)
-    assert any("its time budget is" in problem for problem in build(tmp_path))
+    assert any("its time budget is" in problem for problem in build_notebooks(tmp_path))
 
 
 def test_a_check_on_a_slow_machine_has_three_times_the_budget(tmp_path, monkeypatch):
     """1.5 budgets pass the check and are refused for publishing; 3.5 budgets fail both."""
     make_course(tmp_path, "# %%\nx = 1\n", budget=600)
-    assert list(build(tmp_path)) == []
+    assert list(build_notebooks(tmp_path)) == []
     for seconds, check, passes in ((900, True, True), (900, False, False), (2100, True, False)):
 
         def execute_slowly(notebook, *, time_budget_s, seconds=seconds):
             return replace(execute(notebook, time_budget_s=600), seconds=seconds)
 
         monkeypatch.setattr(build_module, "execute", execute_slowly)
-        assert (list(build(tmp_path, check=check)) == []) is passes
+        assert (list(build_notebooks(tmp_path, check=check)) == []) is passes
 
 
 def test_pictures_need_alt_text(tmp_path):
     make_course(tmp_path, "# %%\nimport matplotlib.pyplot as plt\nplt.plot([1, 2]);\n")
-    found = list(build(tmp_path))
+    found = list(build_notebooks(tmp_path))
     assert len(found) == 1 and "cell 1: a picture without alt text" in found[0]
     for bad in ("<p><img src='a.png'></p>", "<img alt=' ' src='a.png'>", "<svg><path/></svg>"):
         cell = new_code_cell(outputs=[new_output("display_data", {"text/html": bad})])
@@ -271,9 +271,9 @@ def test_readme_table_and_unknown_names(tmp_path):
     with pytest.raises(CourseError, match="notebooks:begin"):
         between_markers("no markers", table)
     with pytest.raises(CourseError, match="no master named 07_no"):
-        list(build(tmp_path, ["07_no"]))
+        list(build_notebooks(tmp_path, ["07_no"]))
     with pytest.raises(CourseError, match="no masters"):
-        list(build(tmp_path / "elsewhere"))
+        list(build_notebooks(tmp_path / "elsewhere"))
 
 
 def test_result_tables_go_between_their_markers(tmp_path):
@@ -303,10 +303,9 @@ def test_the_studies_table_has_each_shipped_study_in_the_commands_order(tmp_path
 
 
 def test_the_benchmarks_page_has_the_tables_of_its_files(tmp_path):
-    """Every script of tests/benchmarks has its file, its table made of it, its command, and no table has no script."""
+    """Every script of tests/benchmarks has its table and its command, and what was measured is what the table shows."""
     root = PACKAGE.parent
     scripts = {path.stem for path in (root / "tests" / "benchmarks").glob("[!_]*.py")}
-    assert scripts == {path.stem for path in (root / "docs" / "benchmarks").iterdir()}
     assert scripts == set(results.TABLES) - {"summarize", "online", "studies"}
     published = (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     page = tmp_path / "benchmarks.md"
@@ -314,8 +313,12 @@ def test_the_benchmarks_page_has_the_tables_of_its_files(tmp_path):
     for name in sorted(scripts):
         assert f"python -m tests.benchmarks.{name} " in published and f"docs/benchmarks/{name}.json" in published
         file = root / "docs" / "benchmarks" / f"{name}.json"
-        assert results.main([name, str(file), "--readme", str(page)]) == 0
+        empty = f"<!-- {name}:begin -->\nNot measured yet.\n<!-- {name}:end -->"
+        assert file.is_file() != (empty in published), f"{name}: measured, or said not to be"
+        if file.is_file():
+            assert results.main([name, str(file), "--readme", str(page)]) == 0
     assert page.read_text(encoding="utf-8") == published
+    assert scripts >= {path.stem for path in (root / "docs" / "benchmarks").iterdir()}
 
 
 def test_benchmark_tables_say_what_was_measured():
@@ -330,6 +333,10 @@ def test_benchmark_tables_say_what_was_measured():
     fit = {"beta": 0.1, "comparisons": 20, "alpha": 3.0, "ours_ms": 5.0, "plain_ms": 1500.0, "ratio": 300.0}
     table = benchmarks.offline_fit_table([fit | {"newton_steps": 7, "same": 2e-5}])
     assert "| 0.1 | 20 | 3 | 5.0 | 1,500 | 300x | 7 | 2e-05 |" in table
+    facts = {"date": "2026-12-01", "cores": 2, "python": "3.11.7", "torch": "2.13.0", "rounds": 3}
+    settings = {"one thread": {"alone": 60.4, "shared": 90.6, "slowdown": 1.5}}
+    table = benchmarks.shared_machine_table(facts | {"settings": settings})
+    assert "| one thread | 60 | 91 | 1.50x |" in table and "2026-12-01; torch 2.13.0" in table
 
 
 def test_prediction_never_blocks_and_reveals_only_an_option(capsys):

@@ -93,5 +93,5 @@ def test_a_judge_says_that_finished_folds_are_kept(tmp_path, monkeypatch, capsys
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cross_validation, "_judge", interrupted)
-    assert cli.main(["judge", "--data", "x.jsonl", "--out", str(tmp_path)]) == 130
+    assert cli.main(["judge", "--data", "x.jsonl", "--output_dir", str(tmp_path)]) == 130
     assert "finished folds are kept" in capsys.readouterr().err

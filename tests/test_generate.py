@@ -13,7 +13,7 @@ from rlhf_lab.engine import decoding
 from rlhf_lab.engine.beams import beam_search
 from rlhf_lab.engine.decoding import shares_prompts
 from rlhf_lab.engine.draws import next_tokens, uniform_streams
-from rlhf_lab.engine.generate import complete, in_bf16, sample, token_logps
+from rlhf_lab.engine.generate import complete, in_bf16, response_token_logps, sample
 from rlhf_lab.engine.repeated_prompts import RepeatedPrompts, left_pad
 from rlhf_lab.engine.shared_prompts import SharedPrompts
 
@@ -220,7 +220,7 @@ def test_bf16_runs_a_copy_with_exact_positions():
         abs(a - b)
         for prompt, row in zip(PROMPTS, in_half, strict=True)
         for completion in row
-        for a, b in zip(completion.logps, token_logps(model, [prompt], [completion.tokens])[0], strict=True)
+        for a, b in zip(completion.logps, response_token_logps(model, [prompt], [completion.tokens])[0], strict=True)
     ]
     assert 0 < sum(errors) / len(errors) < 0.1
     assert in_bf16(model, False) is model
@@ -229,7 +229,8 @@ def test_bf16_runs_a_copy_with_exact_positions():
 def test_token_logps_are_those_of_one_forward_pass_in_any_order():
     model = tiny_llama()
     responses = [[4, 5, EOS], [6], [7, 8], [9] * 9, [3, EOS]]
-    for prompt, response, logps in zip(PROMPTS, responses, token_logps(model, PROMPTS, responses), strict=True):
+    found = response_token_logps(model, PROMPTS, responses)
+    for prompt, response, logps in zip(PROMPTS, responses, found, strict=True):
         logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
         expected = logits.log_softmax(-1).gather(-1, torch.tensor(response)[:, None])[:, 0]
         torch.testing.assert_close(torch.tensor(logps), expected, atol=1e-5, rtol=1e-5)
@@ -244,7 +245,7 @@ def test_a_wide_beam_finds_the_most_likely_response():
         finished += [y for y in grown if y[-1] == EOS]
         open_ = [y for y in grown if y[-1] != EOS]
     everything = finished + open_
-    totals = [sum(logps) for logps in token_logps(model, [prompt] * len(everything), everything)]
+    totals = [sum(logps) for logps in response_token_logps(model, [prompt] * len(everything), everything)]
     best = max(range(len(everything)), key=totals.__getitem__)
     (found,) = beam_search(model, [prompt], 40, eos_token_id=EOS, max_new_tokens=3)
     assert found.tokens == everything[best]

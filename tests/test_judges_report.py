@@ -221,8 +221,17 @@ def test_judge_from_the_command_line_twice(tmp_path, capsys, kind):
     rows = [{"doc": f"Text {i % 6}.", "chosen": f"Good {i}.", "rejected": f"Bad, and long {i}."} for i in range(18)]
     data = tmp_path / "pairs.jsonl.gz"
     data.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
-    flags = ["--data", str(data), "--columns", "prompt=doc", "--kind", kind, "--model", str(small_model_path("tiny"))]
-    flags += ["--folds", "2", "--seeds", "0,1", "--out", str(tmp_path / "out")]
+    flags = [
+        "--data",
+        str(data),
+        "--columns",
+        "prompt=doc",
+        "--kind",
+        kind,
+        "--model_name_or_path",
+        str(small_model_path("tiny")),
+    ]
+    flags += ["--folds", "2", "--seeds", "0,1", "--output_dir", str(tmp_path / "out")]
     assert main(["judge", *flags]) == 0
     result = json.loads((tmp_path / "out" / "report.json").read_text())
     report = result["report"]
@@ -250,8 +259,8 @@ def test_a_judge_drops_or_cuts_long_prompts_and_records_how_many(tmp_path, capsy
     rows = [{"prompt": f"Text {i % 6}.", "chosen": f"Good {i}.", "rejected": f"Bad {i}."} for i in range(12)]
     rows.append({"prompt": "a long text " * 60, "chosen": "Good.", "rejected": "Bad."})
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = ["judge", "--data", str(tmp_path / "pairs.jsonl"), "--model", str(small_model_path("tiny"))]
-    flags += ["--folds", "2", "--max_length", "40", "--out", str(tmp_path / "out")]
+    flags = ["judge", "--data", str(tmp_path / "pairs.jsonl"), "--model_name_or_path", str(small_model_path("tiny"))]
+    flags += ["--folds", "2", "--max_length", "40", "--output_dir", str(tmp_path / "out")]
     assert main(flags) == 2 and "--long_prompts drop" in capsys.readouterr().err
     for long_prompts, judged, cuts in (("drop", 12, (0, 1)), ("truncate", 13, (1, 0))):
         assert main([*flags, "--long_prompts", long_prompts]) == 0
@@ -304,8 +313,8 @@ def test_the_command_says_where_groups_are_few(tmp_path, capsys):
     rows = [{"prompt": f"Text {i % 3}.", "chosen": f"Good {i}.", "rejected": f"Bad, and long {i}."} for i in range(9)]
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = ["--data", str(data), "--model", str(small_model_path("tiny")), "--folds", "2"]
-    assert main(["judge", *flags, "--out", str(tmp_path / "out")]) == 0
+    flags = ["--data", str(data), "--model_name_or_path", str(small_model_path("tiny")), "--folds", "2"]
+    assert main(["judge", *flags, "--output_dir", str(tmp_path / "out")]) == 0
     assert "few groups: 3]" in capsys.readouterr().out
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_lab.authoring import readme
+
 ROOT = Path(__file__).parents[1]
 TRAVELS = ("rlhf_lab", "notebooks", "small_models", "pyproject.toml", "README.md", "LICENSE")
 
@@ -120,3 +122,19 @@ def test_the_readme_says_which_python_the_package_takes():
     lowest = re.fullmatch(r">=(3\.\d+)", wanted)
     assert lowest, f"requires-python = {wanted!r} has an upper bound, which nothing needs"
     assert f"(Python {lowest[1]} or newer" in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+def test_the_readme_is_a_screen_and_a_half():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120 and len(text.split()) <= 1200
+
+
+def test_the_results_page_has_the_tables_of_its_files(tmp_path):
+    """What stands there is what `python -m rlhf_lab.authoring.readme` makes of the shipped results."""
+    published = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    page = tmp_path / "results.md"
+    page.write_text(published, encoding="utf-8")
+    seeds = sorted(map(str, (ROOT / "docs" / "main_job").glob("seed-*.json")))
+    assert len(seeds) == 3 and readme.main(["summarize", *seeds, "--readme", str(page)]) == 0
+    assert readme.main(["online", str(ROOT / "docs" / "online.json"), "--readme", str(page)]) == 0
+    assert page.read_text(encoding="utf-8") == published

@@ -160,10 +160,10 @@ def test_labels_stand_at_the_last_point_that_is_drawn():
 
 def test_places_by_hand():
     """Two of size 2 that want 0 and 1 part around .5; a third at 9 stays; one at 2.4 joins their block."""
-    assert plots.spread([0, 1, 9], [2, 2, 2]) == [-0.5, 1.5, 9]
-    assert plots.spread([1, 0], [2, 2]) == [1.5, -0.5]
-    assert plots.spread([0, 1, 2.4], [2, 2, 2]) == pytest.approx([3.4 / 3 - 2, 3.4 / 3, 3.4 / 3 + 2])
-    assert plots.spread([0, 1], [4, 2]) == [-1, 2] and plots.spread([], []) == []
+    assert plots.spread_labels([0, 1, 9], [2, 2, 2]) == [-0.5, 1.5, 9]
+    assert plots.spread_labels([1, 0], [2, 2]) == [1.5, -0.5]
+    assert plots.spread_labels([0, 1, 2.4], [2, 2, 2]) == pytest.approx([3.4 / 3 - 2, 3.4 / 3, 3.4 / 3 + 2])
+    assert plots.spread_labels([0, 1], [4, 2]) == [-1, 2] and plots.spread_labels([], []) == []
 
 
 @given(
@@ -175,7 +175,7 @@ def test_places_part_and_no_other_places_are_nearer(labels, seed):
     wanted, sizes = np.array(labels).T
     order = np.argsort(wanted, kind="stable")
     room = (sizes[order][1:] + sizes[order][:-1]) / 2
-    found = np.array(plots.spread(wanted.tolist(), sizes.tolist()))[order]
+    found = np.array(plots.spread_labels(wanted.tolist(), sizes.tolist()))[order]
     assert (np.diff(found) >= room - 1e-9).all()
     moved = found + np.random.default_rng(seed).normal(scale=0.1, size=(200, len(found)))
     feasible = moved[(np.diff(moved) >= room).all(1)]

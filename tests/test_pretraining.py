@@ -226,7 +226,7 @@ def test_the_whole_recipe_runs_resumes_and_ships(tmp_path, monkeypatch, docstrin
     monkeypatch.setattr(recipe, "harvest_sources", lambda progress: Source(docstrings, documented))
     small = Recipe(400, 32, 2, 64, 2, short_steps=6, long_steps=3, short_length=64, tokens_per_step=1024, sft_epochs=1)
     monkeypatch.setitem(recipe.RECIPES, "tiny", small)
-    arguments = command.argparse.Namespace(name="tiny", out=tmp_path, share=1.0, no_compile=True)
+    arguments = command.argparse.Namespace(name="tiny", output_dir=tmp_path, share=1.0, no_compile=True)
     command.main(arguments)
     folder = tmp_path / "model"
     results = json.loads((folder / "results.json").read_text(encoding="utf8"))
@@ -266,7 +266,9 @@ def test_what_a_judge_measured_comes_into_the_card(tmp_path):
     for file in ("results.json", "README.md"):
         (tmp_path / file).write_bytes((small_model_path("tiny") / file).read_bytes())
     before = json.loads((tmp_path / "results.json").read_text(encoding="utf8"))
-    settings = JudgeSettings("pairs.csv", model="tiny", columns={"prompt": "doc"}, seeds=(0, 3), learning_rate=2e-4)
+    settings = JudgeSettings(
+        "pairs.csv", model_name_or_path="tiny", columns={"prompt": "doc"}, seeds=(0, 3), learning_rate=2e-4
+    )
     share = {"mean": 0.6, "low": 0.55, "high": 0.65}
     report = {"groups": 7, "accuracy": share, "always_longer": share, "gain_over_longer": share}
     measured = {"settings": asdict(settings), "cuts": {"examples": 12}, "report": report}
@@ -278,7 +280,9 @@ def test_what_a_judge_measured_comes_into_the_card(tmp_path):
     card = (tmp_path / "README.md").read_text(encoding="utf8")
     assert "| this model | 0.600 (0.550 to 0.650) |" in card and "some labels: 12 comparisons" in card
     assert "rlhf-lab judge --data pairs.csv --columns prompt=doc --seeds 0,3 --learning_rate 0.0002\n" in card
-    (tmp_path / "report.json").write_text(json.dumps(measured | {"settings": asdict(settings) | {"model": "small"}}))
+    (tmp_path / "report.json").write_text(
+        json.dumps(measured | {"settings": asdict(settings) | {"model_name_or_path": "small"}})
+    )
     with pytest.raises(ValueError, match=r"of the model 'small', but .* is of 'tiny'"):
         human_labels.main([str(tmp_path), str(tmp_path / "report.json"), "some labels"])
 
@@ -286,5 +290,5 @@ def test_what_a_judge_measured_comes_into_the_card(tmp_path):
 def test_a_share_outside_its_range_is_refused(tmp_path):
     for share in (0.0, 1.5, -1.0):
         with pytest.raises(ValueError, match="--share"):
-            command.main(command.argparse.Namespace(name="tiny", out=tmp_path, share=share, no_compile=True))
+            command.main(command.argparse.Namespace(name="tiny", output_dir=tmp_path, share=share, no_compile=True))
     assert not list(itertools.islice(tmp_path.iterdir(), 1))

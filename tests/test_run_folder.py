@@ -87,14 +87,14 @@ def test_every_command_with_a_folder_owns_it(tmp_path, capsys, command):
         [sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, cwd=ROOT, text=True
     ) as holder:
         assert holder.stdout.readline() == "held\n"
-        assert cli.main([*command.split(), "--out", str(tmp_path)]) == 2
+        assert cli.main([*command.split(), "--output_dir", str(tmp_path)]) == 2
         holder.kill()
     assert f"process {holder.pid}" in capsys.readouterr().err
 
 
 def test_a_study_does_not_replace_the_results_of_another(tmp_path, capsys):
     (tmp_path / "results.json").write_text('{"study": "token-credit"}')
-    assert cli.main(["study", "beam-width", "--fast", "--out", str(tmp_path)]) == 2
+    assert cli.main(["study", "beam-width", "--fast", "--output_dir", str(tmp_path)]) == 2
     assert "is of the study token-credit, not of beam-width" in capsys.readouterr().err
     assert (tmp_path / "results.json").read_text() == '{"study": "token-credit"}'
 

@@ -56,7 +56,7 @@ def tiny_study(tmp_path, monkeypatch):
 
 
 def test_a_study_end_to_end(tiny_study, capsys):
-    assert cli.main(["study", "tiny", "--out", "there/tiny", "--seeds", "4", "--fast"]) == 0
+    assert cli.main(["study", "tiny", "--output_dir", "there/tiny", "--seeds", "4", "--fast"]) == 0
     shown = capsys.readouterr().out
     assert "Is a die fair?" in shown and "The mean is 2.5.\n" in shown and "there/tiny" in shown
     record = json.loads((tiny_study / "there/tiny/results.json").read_text())
@@ -87,9 +87,9 @@ def test_defaults_are_the_study_s_seeds_and_a_folder_of_its_name(tiny_study):
         (["tiny", "--seeds", "1"], "--seeds must be 2 or more, got 1"),
         (["tiny", "--seeds", "few"], "--seeds: invalid int value: 'few'"),
         (["tiny", "--sedes", "4"], "did you mean --seeds"),
-        (["tiny", "--out", "tiny_study_module.py"], "cannot write to tiny_study_module.py"),
+        (["tiny", "--output_dir", "tiny_study_module.py"], "cannot write to tiny_study_module.py"),
         (["--fast"], "--fast needs the NAME of one study"),
-        (["--list", "--out", "there"], "--out needs the NAME of one study"),
+        (["--list", "--output_dir", "there"], "--output_dir needs the NAME of one study"),
         (["tiny", "--report-only"], "results.json does not exist: name a folder"),
         (["tiny", "--report-only", "--seeds", "4"], "--report-only runs nothing"),
     ],

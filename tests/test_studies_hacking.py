@@ -12,11 +12,11 @@ from rlhf_lab.studies.text import reward_hacking
 from rlhf_lab.studies.text.hacking_proxies import (
     Scale,
     against_training,
+    bias_of_length,
     biased_judge,
     biased_score,
     chosen_points,
     judge_numbers,
-    length_bias,
     reached,
     same_pairs,
 )
@@ -35,9 +35,9 @@ def drawn(*rows):
 def test_the_bias_gives_length_the_spread_of_gold_within_documents():
     """Two documents far apart in both: only the spread within counts, gold .1 and 20 characters."""
     candidates = drawn([(0.0, 10), (0.2, 50)], [(0.7, 440), (0.9, 400)])
-    bias = length_bias(candidates)
+    bias = bias_of_length(candidates)
     assert bias == pytest.approx(0.1 / 20, abs=2**-20) and (bias * 2**20).is_integer()
-    assert length_bias(drawn([(0.1, 5), (0.3, 5)])) == pytest.approx(
+    assert bias_of_length(drawn([(0.1, 5), (0.3, 5)])) == pytest.approx(
         0.1, abs=2**-20
     )  # of one length: nothing to scale by
 

@@ -8,7 +8,7 @@ import torch
 from rlhf_lab.common.intervals import mean_interval
 from rlhf_lab.objective import preset
 from rlhf_lab.studies.text import sharing, summaries
-from rlhf_lab.studies.text.paths import along, collect, contrast, gain, intervals
+from rlhf_lab.studies.text.paths import collect, contrast, gain, intervals, with_measure
 from rlhf_lab.studies.text.summaries import draw_summaries, each_seed, measure, open_world, trained
 from rlhf_lab.training.preference import train_preference
 from rlhf_lab.workflow.pairs import make_pairs, pair_examples
@@ -91,7 +91,7 @@ def test_runs_are_turned_into_paths_by_hand():
     zero = {"gold": [[0.0, 0.0], [0.0, 0.1]]}
     assert contrast(path, zero, "gold") == pytest.approx(mean_interval([0.3, 0.1]))
     assert contrast(path, zero, "gold", since=0) == pytest.approx(mean_interval([0.2, -0.1]))
-    assert along(path, "epochs", [0, 3])["epochs"] == [[0, 0], [3, 3]] and "epochs" not in path
+    assert with_measure(path, "epochs", [0, 3])["epochs"] == [[0, 0], [3, 3]] and "epochs" not in path
     with pytest.raises(ValueError, match="same arms and points"):
         collect([runs[0], {"dpo": runs[1]["dpo"][:1]}])
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parents[1] / "rlhf_lab"
 
 # From the ground up; a package imports itself and what is below, nothing beside it.
@@ -24,6 +26,9 @@ FLOORS = (
     {"commands"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+
+LONGEST_COMPREHENSION = 100
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 HEADLESS = """
 import importlib, pkgutil, sys
@@ -95,3 +100,63 @@ def test_a_blocked_import_would_be_noticed():
     code = HEADLESS.replace("not module.name.startswith(above)", 'module.name.startswith("rlhf_lab.course.")')
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert done.returncode != 0 and "IPython" in done.stderr
+
+
+# The forms that every module of a kind has: commands their entrance, studies what a report is made of.
+FORMS = {
+    "commands": {"main", "add_arguments"},
+    "authoring": {"main"},
+    "pretraining": {"main"},
+    "studies": {"main", "run", "answer", "table", "notes", "draw", "alt", "one_seed", "follow", "draw_panel"},
+}
+
+
+def public_names() -> dict[str, set[str]]:
+    """{name: rooms} of all public functions and classes, but for the forms."""
+    rooms: dict[str, set[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = room_of(path)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            named = isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+            if named and node.name not in FORMS.get(room, ()):
+                rooms.setdefault(node.name, set()).add(room)
+    return rooms
+
+
+def test_no_public_name_stands_in_two_rooms():
+    """A reader who meets a name knows which one it is."""
+    assert {name: rooms for name, rooms in public_names().items() if len(rooms) > 1} == {}
+
+
+def dense(source: str) -> list[tuple[int, str]]:
+    """(line, text) of comprehensions with two or more `for`, inner ones included, that are too long on one line."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, COMPREHENSIONS):
+            loops = sum(len(inner.generators) for inner in ast.walk(node) if isinstance(inner, COMPREHENSIONS))
+            text = " ".join(ast.get_source_segment(source, node).split())
+            if loops > 1 and len(text) > LONGEST_COMPREHENSION:
+                found.append((node.lineno, text))
+    return found
+
+
+def test_no_comprehension_is_long_and_has_two_loops():
+    """A reader keeps one loop in the head: longer ones are a plain loop, or a small function with a name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        lines = dense(path.read_text(encoding="utf-8"))
+        if lines:
+            found[str(path.relative_to(PACKAGE))] = lines
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "form", ["[{} for x in y for z in x]", "[[{} for x in y] for y in z]", "{{a: [{} for x in y] for a, y in z}}"]
+)
+def test_a_dense_comprehension_would_be_noticed(form):
+    """101 characters, on one line or several; 100 pass, and so does one loop of any length."""
+    name = "n" * (101 - len(form.format("")))
+    for text in (form.format(name), form.format(name).replace(" for", "\n    for")):
+        assert [(line, len(found)) for line, found in dense(f"\nrows = {text}\n")] == [(2, 101)]
+    assert dense(f"rows = {form.format(name[1:])}\n") == []
+    assert dense(f"rows = [{'n' * 200} for x in y]\n") == []

@@ -15,13 +15,13 @@ from rlhf_lab.data.examples import Example
 from rlhf_lab.data.records import load_preferences
 from rlhf_lab.engine.loading import load_model, load_tokenizer
 from rlhf_lab.workflow.candidates import Candidate, response_text
-from rlhf_lab.workflow.evaluation import evaluate, response_log_ratios
+from rlhf_lab.workflow.evaluation import evaluate_policy, response_log_ratios
 from rlhf_lab.workflow.loop import open_loop, run_workflow
-from rlhf_lab.workflow.measures import policy_measures, win_rate
+from rlhf_lab.workflow.measures import policy_measures, win_rates
 from rlhf_lab.workflow.pairs import expected_flips, make_pairs, pair_examples
 from rlhf_lab.workflow.presets import Plan, workflow_preset
 from rlhf_lab.workflow.prompts import choose_documents, document_rows, prompt_ids
-from rlhf_lab.workflow.report import label, reward_table, verdict
+from rlhf_lab.workflow.report import label, reward_table, verdicts
 from rlhf_lab.workflow.settings import PairSettings
 from tests.test_workflow import remade, table
 from tests.toy import save_toy, toy_corpus, toy_model, toy_tokenizer
@@ -218,7 +218,7 @@ def test_examples_keep_the_sampled_tokens():
 
 def test_win_rate_by_hand():
     """(.3, .1) against (.2, .1): wins .3 > .2, .3 > .1, a tie .1 = .1, a loss .1 < .2: 2.5 of 4."""
-    assert win_rate([[0.3, 0.1]], [[0.2, 0.1]]) == [0.625]
+    assert win_rates([[0.3, 0.1]], [[0.2, 0.1]]) == [0.625]
 
 
 def written(rewards: list[float]) -> list[dict]:
@@ -249,7 +249,7 @@ def test_the_evaluation_in_memory_is_the_stage_of_the_job(job, sft_folder):
     seed = open_loop(plan.settings, plan.objectives["dpo"], plan.training).seed(1, "evaluation")
     for row in results["policies"][1:]:
         policy = load_model(out / row["stages"]["policy"])
-        own = policy_measures(evaluate(policy, sft, tokenizer, asked, max_new_tokens=8, seed=seed))
+        own = policy_measures(evaluate_policy(policy, sft, tokenizer, asked, max_new_tokens=8, seed=seed))
         assert own["gold"]["reward"]["mean"] == pytest.approx(row["gold"]["reward"]["mean"])
         assert own["kl"]["mean"] == pytest.approx(row["kl"]["mean"], abs=1e-4)
 
@@ -278,7 +278,7 @@ def test_verdicts_say_when_a_method_does_not_win():
         for name, mean in (("dpo", 0.2), ("wpo", 0.0), ("vpo-offline", -0.2))
     ]
     results = {"policies": [{}, *policies], "judges": ["gold"], "settings": {"iterations": 1}}
-    wins, unclear, loses = verdict(results)
+    wins, unclear, loses = verdicts(results)
     assert "DPO beats" in wins
     assert "WPO does NOT clearly beat" in unclear
     assert "VPO offline is WORSE" in loses

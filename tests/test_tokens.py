@@ -14,7 +14,7 @@ from rlhf_lab.data.examples import Example
 from rlhf_lab.data.problems import InvalidRecords
 from rlhf_lab.data.records import PreferenceRecord, SFTRecord
 from rlhf_lab.data.tokens import tokenize_preferences, tokenize_record, tokenize_sft
-from rlhf_lab.data.truncation import Limits, fit, truncate
+from rlhf_lab.data.truncation import Limits, fit_example, truncate
 
 SPECIALS = ["<pad>", "<eos>", "<tldr>", "<bos>", "<|im_start|>", "<|im_end|>"]
 CHAT = (
@@ -305,10 +305,10 @@ def test_with_a_length_of_its_own_a_longer_prompt_is_long(long_prompts, rows):
 def test_a_prompt_is_long_from_the_length_on():
     """max_length 5: a prompt of 4 leaves one token to the response, one of 5 none."""
     fits, fills = Example((1, 2, 3, 4), ((8, 9),), row=2), Example((1, 2, 3, 4, 5), ((9,),), row=2)
-    assert fit(fits, Limits(5)) == Example((2, 3, 4), ((8, 9),), row=2)
+    assert fit_example(fits, Limits(5)) == Example((2, 3, 4), ((8, 9),), row=2)
     with pytest.raises(ValueError, match="row 2, prompt: fills the length: 5 tokens, max_length is 5"):
-        fit(fills, Limits(5))
-    assert fit(fills, Limits(5, long_prompts="truncate")).prompt == (2, 3, 4, 5)
+        fit_example(fills, Limits(5))
+    assert fit_example(fills, Limits(5, long_prompts="truncate")).prompt == (2, 3, 4, 5)
 
 
 def test_another_way_of_long_prompts_is_refused():
@@ -340,4 +340,4 @@ def test_calibration_is_the_third_response():
 
 def test_fit_leaves_a_fitting_example_alone():
     example = Example((1, 2, 3), ((4, 5), (6,)), row=2)
-    assert fit(example, Limits(5)) == example
+    assert fit_example(example, Limits(5)) == example

@@ -14,7 +14,7 @@ from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import collate
 from rlhf_lab.objective import preset
 from rlhf_lab.training.health import ROWS_NAMED
-from rlhf_lab.training.loop import evaluate, train
+from rlhf_lab.training.loop import held_out_averages, train
 from rlhf_lab.training.metrics import Averages, accuracies, read_metrics
 from rlhf_lab.training.preference import train_preference
 from rlhf_lab.training.sft import sft_loss, train_sft
@@ -92,7 +92,7 @@ def test_sft_loss_is_the_mean_over_response_tokens(tmp_path):
         total += F.cross_entropy(logits, torch.tensor(response), reduction="sum").item()
         hits += int((logits.argmax(-1) == torch.tensor(response)).sum())
         count += len(response)
-    measured = evaluate(model, SFT, sft_loss, quiet(tmp_path))
+    measured = held_out_averages(model, SFT, sft_loss, quiet(tmp_path))
     assert measured["eval_loss"] == pytest.approx(total / count, rel=1e-6)
     assert measured["eval_mean_token_accuracy"] == pytest.approx(hits / count)
 
@@ -222,7 +222,7 @@ def test_collate_and_loss_agree_on_rows():
         received.update(zip(rows.tolist(), batch.rows, strict=True))
         return sft_loss(model, batch, rows)
 
-    evaluate(tiny_llama(), SFT, loss_fn, quiet("x"))
+    held_out_averages(tiny_llama(), SFT, loss_fn, quiet("x"))
     assert received == {i: example.row for i, example in enumerate(SFT)}
     assert collate(SFT[:2]).rows == [100, 101]
 

@@ -488,7 +488,7 @@ def test_the_figure_shows_every_panel_for_one_and_for_two_judges(base):
         row["score"] = row["gold"]
     two = figure.draw_figure(numbers | {"judges": ["score", "gold"]})
     assert two.axes[1].get_title(loc="left").startswith("proxy reward")
-    assert "DPO, iteration 2: gold reward" in figure.describe(numbers)
+    assert "DPO, iteration 2: gold reward" in figure.describe_policies(numbers)
 
 
 def test_flags_and_yaml_become_settings(monkeypatch, tmp_path):

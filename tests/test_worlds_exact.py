@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rlhf_lab.bradley_terry.comparisons import counted_loss
 from rlhf_lab.bradley_terry.estimate import check_distribution
 from rlhf_lab.objective import Objective
-from rlhf_lab.worlds.bandit import REFERENCES, Bandit, check_logps, random_bandit, reference_logps
+from rlhf_lab.worlds.bandit import REFERENCES, Bandit, check_logps, drawn_reference, random_bandit
 from rlhf_lab.worlds.exact import (
     calibrated,
     implicit_rewards,
@@ -257,7 +257,7 @@ def test_references_by_hand():
     odds = {"uniform": 0, "good": 2, "bad": -2, "random": 2, "sharp": 8}
     assert set(odds) == set(REFERENCES)
     for reference, expected in odds.items():
-        logps = reference_logps(rewards, reference, 2.0, noise)
+        logps = drawn_reference(rewards, reference, 2.0, noise)
         equal(logps.exp().sum(-1), torch.ones(1, 1, dtype=F64))
         equal(logps[..., 1] - logps[..., 0], tensor([[float(expected)]]))
 

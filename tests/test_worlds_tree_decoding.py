@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_lab.worlds.trees.credit import auc, plant_bad_tokens, shared_evenly, token_scores, token_weights
-from rlhf_lab.worlds.trees.decoding import beam_search, guided_beams, proxy_sequences, proxy_tuned
+from rlhf_lab.worlds.trees.decoding import guided_beams, proxy_sequences, proxy_tuned, tree_beam_search
 from rlhf_lab.worlds.trees.tree import path_sums, prefix_sums, random_tree, sequences
 from rlhf_lab.worlds.trees.values import implicit_rewards, soft_values
 
@@ -39,7 +39,7 @@ def plain_beam(tree_levels, seed, eos, width):
 @settings(**SETTINGS)
 def test_beams_agree_with_the_textbook(seed, eos, width, vocab):
     tree = random_tree(2, vocab, 3, eos=eos, seed=seed)
-    found = beam_search(tree.ref_logps, width)
+    found = tree_beam_search(tree.ref_logps, width)
     rows = sequences(tree.rewards)
     for s in range(2):
         for i, (tokens, score) in enumerate(plain_beam(tree.ref_logps, s, eos, width)):
@@ -53,7 +53,7 @@ def test_guided_decoding_is_likelihood_search_at_the_optimum(seed, eos, place, w
     """sum(r + beta log pi_ref) + V*(s') = V*(s_0) + sum beta log pi*, so every prefix has the same rank."""
     tree = random_tree(3, 3, 4, eos=eos, place=place, seed=seed)
     exact = soft_values(tree.rewards, tree.ref_logps, BETA)
-    likely = beam_search(exact.logps, width)
+    likely = tree_beam_search(exact.logps, width)
     guided = guided_beams(tree.rewards, tree.ref_logps, exact.v, BETA, width)
     assert torch.equal(likely.leaves, guided.leaves)
     expected = torch.where(likely.leaves < 0, -torch.inf, exact.v[0] + BETA * likely.scores)
@@ -65,7 +65,7 @@ def test_guided_decoding_is_likelihood_search_at_the_optimum(seed, eos, place, w
 
 def test_a_beam_as_wide_as_the_tree_finds_the_most_likely_and_fills_up():
     tree = random_tree(2, 3, 3, seed=3)
-    found = beam_search(tree.ref_logps, 40)
+    found = tree_beam_search(tree.ref_logps, 40)
     best = tree.ref_sequence_logps.sort(-1, descending=True)
     found_all = found.leaves[:, : best.indices.shape[1]]
     assert torch.equal(found_all, best.indices)
@@ -75,9 +75,9 @@ def test_a_beam_as_wide_as_the_tree_finds_the_most_likely_and_fills_up():
 def test_a_wide_beam_is_never_less_likely_than_the_widest():
     """Not monotone in between, but width >= L is the maximum over all sequences."""
     tree = random_tree(8, 3, 4, seed=3)
-    top = beam_search(tree.ref_logps, 100).scores[:, 0]
+    top = tree_beam_search(tree.ref_logps, 100).scores[:, 0]
     for width in (1, 2, 4, 8):
-        assert bool((beam_search(tree.ref_logps, width).scores[:, 0] <= top + 1e-12).all())
+        assert bool((tree_beam_search(tree.ref_logps, width).scores[:, 0] <= top + 1e-12).all())
 
 
 @given(st.integers(0, 100), st.sampled_from([0.5, 1.0, 2.0]))
@@ -155,7 +155,7 @@ def test_shared_evenly_keeps_the_sum():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda tree: beam_search(tree.ref_logps, 0), "width=0"),
+        (lambda tree: tree_beam_search(tree.ref_logps, 0), "width=0"),
         (lambda tree: proxy_tuned(tree.ref_logps, tree.ref_logps, tree.ref_logps, float("inf")), "scale=inf"),
         (lambda tree: plant_bad_tokens(tree, [0.1], 1.0), r"shares=\[0.1\]: needs 3 numbers"),
         (lambda tree: plant_bad_tokens(tree, [0.1, 0.1, 2.0], 1.0), "shares="),

@@ -319,7 +319,7 @@ greedy_too = Prediction("Preference tuning is to raise the reward of sampled sum
 greedy_too
 
 # %%
-from rlhf_lab.workflow.evaluation import evaluate, of_decoding
+from rlhf_lab.workflow.evaluation import evaluate_policy, of_decoding
 from rlhf_lab.workflow.measures import policy_measures
 from rlhf_lab.workflow.prompts import document_rows
 
@@ -327,7 +327,7 @@ asked = document_rows(tokenizer, test_documents)
 
 
 def measured(policy, baseline=None):
-    rows = evaluate(policy, sft, tokenizer, asked, samples=4, seed=SEED)
+    rows = evaluate_policy(policy, sft, tokenizer, asked, samples=4, seed=SEED)
     return rows, policy_measures(rows, baseline, seed=SEED)
 
 

@@ -281,9 +281,9 @@ caption = f"Planted: {planted[number]!r} in place of {errors[number].removed!r}"
 HTML(credit_html(texts, credit(policy, sft, prompt, ids, BETA), caption=caption))
 
 # %%
-from rlhf_lab.engine.generate import token_logps
+from rlhf_lab.engine.generate import response_token_logps
 
-(logps,) = token_logps(sft, [prompt], [ids])
+(logps,) = response_token_logps(sft, [prompt], [ids])
 HTML(credit_html(texts, np.array(logps) - np.mean(logps), caption=f"The same by surprise. {caption}"))
 
 # %% [markdown]

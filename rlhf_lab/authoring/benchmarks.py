@@ -57,6 +57,15 @@ def offline_fit_table(rows: Sequence[Mapping]) -> str:
     return markdown_table(table)
 
 
+def shared_machine_table(measured: Mapping) -> str:
+    """Seconds of a small main job alone and beside one busy process, for each setting of torch's threads."""
+    rows = [["threads", "alone, s", "beside a busy process, s", "times as long"]]
+    for name, row in measured["settings"].items():
+        rows.append([name, f"{row['alone']:.0f}", f"{row['shared']:.0f}", f"{row['slowdown']:.2f}x"])
+    facts = f"{measured['date']}; torch {measured['torch']}, Python {measured['python']}; {measured['cores']} cores"
+    return f"{markdown_table(rows)}\n\n{facts}; medians of {measured['rounds']} rounds."
+
+
 def _cell(name: str, value: str | float | None) -> str:
     if value is None or isinstance(value, str) or name in COUNTS:
         return "" if value is None else str(value)

@@ -17,7 +17,7 @@ import nbformat
 
 from rlhf_lab.authoring.execute import execute
 from rlhf_lab.authoring.masters import CourseError, Master, between_markers, minutes, read_master, readme_table
-from rlhf_lab.authoring.publish import clean, differences, problems, written
+from rlhf_lab.authoring.publish import clean, differences, notebook_json, problems
 from rlhf_lab.common.assets import PACKAGE
 
 CHECK_SLACK = 3.0
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=PACKAGE.parent, help="the checkout (default: this package's)")
     options = parser.parse_args(arguments)
     try:
-        found = list(build(options.root, options.names, check=options.check))
+        found = list(build_notebooks(options.root, options.names, check=options.check))
     except CourseError as error:
         found = [str(error)]
     for problem in found:
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if found else 0
 
 
-def build(root: Path, names: Sequence[str] = (), *, check: bool = False) -> Iterator[str]:
+def build_notebooks(root: Path, names: Sequence[str] = (), *, check: bool = False) -> Iterator[str]:
     """Build or check the named notebooks (all without names) of the checkout `root`; yields problems as they are found.
 
     Raises CourseError if there are no masters, or none of a given name.
@@ -79,7 +79,7 @@ def _build_one(master: Master, target: Path, *, check: bool) -> Iterator[str]:
         found += [f"published notebook is stale: {text}; {_remedy(master)}" for text in stale]
     yield from (f"{master.name}: {text}" for text in dict.fromkeys(found))
     if not check and not found:
-        target.write_text(written(rebuilt), encoding="utf-8")
+        target.write_text(notebook_json(rebuilt), encoding="utf-8")
 
 
 def _readme_problems(readme: Path, masters: Sequence[Master], *, check: bool) -> Iterator[str]:

@@ -57,17 +57,19 @@ def _merged(outputs: list[NotebookNode]) -> list[NotebookNode]:
     return merged
 
 
-def written(notebook: NotebookNode) -> str:
+def notebook_json(notebook: NotebookNode) -> str:
     """The text of the .ipynb file."""
     return nbformat.writes(notebook, version=4) + "\n"
 
 
 def problems(notebook: NotebookNode) -> list[str]:
     """Why this notebook cannot be published: error outputs, widget leftovers, pictures without alt text, size."""
-    found = [f"cell {index}: {text}" for index, cell in enumerate(notebook.cells) for text in _cell_problems(cell)]
+    found = []
+    for index, cell in enumerate(notebook.cells):
+        found += [f"cell {index}: {text}" for text in _cell_problems(cell)]
     if "widgets" in notebook.metadata:
         found.append("metadata.widgets is there: GitHub does not render such a file")
-    if (size := len(written(notebook).encode())) >= MAX_BYTES:
+    if (size := len(notebook_json(notebook).encode())) >= MAX_BYTES:
         found.append(f"{size / 1000:.0f} KB, the limit is {MAX_BYTES / 1000:.0f} KB: fewer or smaller pictures")
     return found
 

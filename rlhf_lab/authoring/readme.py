@@ -14,19 +14,19 @@ from rlhf_lab.authoring import benchmarks
 from rlhf_lab.authoring.masters import between_markers
 from rlhf_lab.common.assets import PACKAGE
 from rlhf_lab.common.files import read_whole
-from rlhf_lab.common.intervals import over_runs
+from rlhf_lab.common.intervals import number, over_runs
 from rlhf_lab.common.markdown import markdown_table
 from rlhf_lab.studies.report import STUDIES
 from rlhf_lab.workflow.report import cost_table, is_loop, label, reward_table
 
-# Columns of the main job: how each is read from a policy's row, None for pi_0's gain over itself; sign of its format.
+# Columns of the main job: how each is read from a policy's row (None: pi_0's gain over itself), and its format.
 MAIN_JOB = {
-    "sampled reward": (lambda row: row["gold"]["reward"], ""),
-    "gain over SFT": (lambda row: row["gold"].get("delta_vs_sft"), "+"),
-    "greedy reward": (lambda row: row["gold"]["greedy"]["reward"], ""),
-    "greedy gain": (lambda row: row["gold"]["greedy"].get("delta_vs_sft"), "+"),
-    "KL, nats": (lambda row: row["kl"], ""),
-    "tokens": (lambda row: row["length"], ""),
+    "sampled reward": (lambda row: row["gold"]["reward"], ".3f"),
+    "gain over SFT": (lambda row: row["gold"].get("delta_vs_sft"), "+.3f"),
+    "greedy reward": (lambda row: row["gold"]["greedy"]["reward"], ".3f"),
+    "greedy gain": (lambda row: row["gold"]["greedy"].get("delta_vs_sft"), "+.3f"),
+    "KL, nats": (lambda row: row["kl"], ".1f"),
+    "tokens": (lambda row: row["length"], ".1f"),
 }
 
 
@@ -36,9 +36,9 @@ def summarize_table(records: Sequence[Mapping]) -> str:
     for place, row in enumerate(records[0]["policies"]):
         found = [record["policies"][place] for record in records]
         cells = []
-        for read, sign in MAIN_JOB.values():
+        for read, form in MAIN_JOB.values():
             values = [read(each) for each in found]
-            cells.append("" if None in values else _with_range(over_runs(values), sign))
+            cells.append("" if None in values else number(over_runs(values), form))
         rows.append([label(row, is_loop(records[0])), *cells])
     return markdown_table(rows)
 
@@ -61,13 +61,7 @@ def studies_table(records: Sequence[Mapping]) -> str:
     return markdown_table(rows)
 
 
-def _with_range(value: Mapping, sign: str) -> str:
-    digits = ".1f" if abs(value["high"]) > 1 else ".3f"
-    mean, low, high = (f"{value[name]:{sign}{digits}}" for name in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
-
-
-class Table(NamedTuple):
+class PageTable(NamedTuple):
     """A table's place: the marker, the page under the checkout, and what makes it of the contents of its files."""
 
     marker: str
@@ -75,18 +69,19 @@ class Table(NamedTuple):
     made: Callable[[list[Any]], str]
 
 
-def _benchmark(name: str, table: Callable[[Any], str]) -> Table:
-    return Table(name, "docs/benchmarks.md", lambda files: table(files[0]))
+def _benchmark(name: str, table: Callable[[Any], str]) -> PageTable:
+    return PageTable(name, "docs/benchmarks.md", lambda files: table(files[0]))
 
 
 SEVERAL = ("summarize", "studies")  # tables of several files
 TABLES = {
-    "summarize": Table("results", "docs/results.md", summarize_table),
-    "online": Table("online", "docs/results.md", lambda files: online_table(files[0])),
-    "studies": Table("studies", "docs/studies/README.md", studies_table),
+    "summarize": PageTable("results", "docs/results.md", summarize_table),
+    "online": PageTable("online", "docs/results.md", lambda files: online_table(files[0])),
+    "studies": PageTable("studies", "docs/studies/README.md", studies_table),
     "preference_step": _benchmark("preference_step", benchmarks.preference_step_table),
     "generation": _benchmark("generation", benchmarks.generation_table),
     "bandits": _benchmark("bandits", benchmarks.bandits_table),
+    "shared_machine": _benchmark("shared_machine", benchmarks.shared_machine_table),
     "offline_fit": _benchmark("offline_fit", benchmarks.offline_fit_table),
 }
 

@@ -20,4 +20,4 @@ def main(arguments: argparse.Namespace) -> None:
         value = result["report"][name]
         print(f"  {name:<16} {value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}{few_groups(value)}]")
     print(f"  by seed          {', '.join(f'{value:.3f}' for value in result['accuracy_by_seed'].values())}")
-    print(f"In {settings.out}: report.json, report.png. {result['seconds']:.0f} s.")
+    print(f"In {settings.output_dir}: report.json, report.png. {result['seconds']:.0f} s.")

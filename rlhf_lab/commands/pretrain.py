@@ -13,7 +13,7 @@ from rlhf_lab.pretraining.recipe import RECIPES, Recipe, pretrain, scaled
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's flags."""
     parser.add_argument("name", choices=sorted(RECIPES), help="which small model")
-    parser.add_argument("--out", required=True, help="checkpoints and the finished model go here")
+    parser.add_argument("--output_dir", required=True, help="checkpoints and the finished model go here")
     parser.add_argument(
         "--share", type=float, default=1.0, help="share of the reading steps, in (0, 1], for a quick look (default: 1)"
     )
@@ -27,7 +27,7 @@ def main(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--share {arguments.share}: must be above 0 and at most 1")
     if arguments.share < 1:
         recipe = scaled(recipe, arguments.share)
-    with owned(expanded(arguments.out)) as out:
+    with owned(expanded(arguments.output_dir)) as out:
         _make(arguments, recipe, out)
 
 
@@ -35,7 +35,7 @@ def _make(arguments: argparse.Namespace, recipe: Recipe, out: Path) -> None:
     from rlhf_lab.pretraining.card import export
 
     model, data, facts = pretrain(recipe, out, compiled=not arguments.no_compile)
-    facts["command"] = f"rlhf-lab pretrain {arguments.name} --out runs/{arguments.name}"
+    facts["command"] = f"rlhf-lab pretrain {arguments.name} --output_dir runs/{arguments.name}"
     threads = torch.get_num_threads()
     facts["machine"] = f"{threads} thread{'s' * (threads != 1)} of {_processor()}"
     quality = export(model, data, facts, arguments.name, out / "model")

@@ -11,12 +11,12 @@ from rlhf_lab.studies.report import STUDIES, question_of, read_record, run_study
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """NAME, --list, --report-only, --out, --seeds, --fast; the help lists every study with its question."""
+    """NAME, --list, --report-only, --output_dir, --seeds, --fast; the help lists every study with its question."""
     parser.add_argument(
         "name", metavar="NAME", nargs="?", help="one of the studies below; without a name they are listed"
     )
     parser.add_argument("--list", action="store_true", help="list the studies with their questions, and run nothing")
-    parser.add_argument("--out", metavar="DIR", help="where the files go (default: studies/NAME)")
+    parser.add_argument("--output_dir", metavar="DIR", help="where the files go (default: studies/NAME)")
     parser.add_argument("--seeds", type=int, metavar="N", help="number of worlds, 2 or more (default: the study's own)")
     parser.add_argument("--fast", action="store_true", help="a small version of the study, in seconds")
     parser.add_argument(
@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> None:
         return
     if args.name not in STUDIES:
         raise ValueError(f"unknown study {args.name!r}; choose from: {', '.join(STUDIES)} (rlhf-lab study --list)")
-    out = Path(expanded(args.out or f"studies/{args.name}"))
+    out = Path(expanded(args.output_dir or f"studies/{args.name}"))
     if args.report_only:
         _report_again(args, out)
         return
@@ -72,12 +72,19 @@ def _refuse_another_study(out: Path, name: str) -> None:
         return
     _, record = read_record(out)
     if record["study"] != name:
-        raise ValueError(f"{out}/results.json is of the study {record['study']}, not of {name}; choose another --out")
+        raise ValueError(
+            f"{out}/results.json is of the study {record['study']}, not of {name}; choose another --output_dir"
+        )
 
 
 def _refuse_options_of_a_run(args: argparse.Namespace) -> None:
     """Options without a name would be ignored: a run was meant, and its name forgotten."""
-    given = {"--out": args.out, "--seeds": args.seeds, "--fast": args.fast, "--report-only": args.report_only}
+    given = {
+        "--output_dir": args.output_dir,
+        "--seeds": args.seeds,
+        "--fast": args.fast,
+        "--report-only": args.report_only,
+    }
     asked = [flag for flag, value in given.items() if value not in (None, False)]
     if asked:
         raise ValueError(

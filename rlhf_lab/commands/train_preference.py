@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import dataclass
 
-from rlhf_lab.commands.training import DataArguments, announce_defaults, load_examples, report, report_rulers
+from rlhf_lab.commands.training import DataArguments, announce_defaults, load_examples, report_rulers, report_training
 from rlhf_lab.common.arguments import add_fields, build, pick, read_values
 from rlhf_lab.common.files import PathText
 from rlhf_lab.data.records import load_preferences
@@ -50,6 +50,6 @@ def main(args: argparse.Namespace) -> None:
     options = {"eval_examples": eval_examples, "reference": data.reference, "cache_dir": data.cache_dir}
     announce_defaults(settings, "preference", model)
     result = train_preference(model, tokenizer, examples, objective, settings, **options)
-    report(result, facts)
+    report_training(result, facts)
     if eval_examples:
         report_rulers(result.metrics["eval_rewards/accuracies"], eval_examples)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlhf_lab.commands.training import DataArguments, announce_defaults, load_examples, report, report_rulers
+from rlhf_lab.commands.training import DataArguments, announce_defaults, load_examples, report_rulers, report_training
 from rlhf_lab.common.arguments import add_fields, build, read_values
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.records import PreferenceRecord, load_preferences
@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
     options = {"margins": margins, "label_smoothing": data.label_smoothing, "eval_examples": eval_examples}
     announce_defaults(settings, "reward", model)
     result = train_reward(model, tokenizer, examples, settings, **options)
-    report(result, facts)
+    report_training(result, facts)
     if eval_examples:
         report_rulers(result.metrics["eval_rewards/accuracies"], eval_examples)
 

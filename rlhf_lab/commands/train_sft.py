@@ -2,7 +2,7 @@
 
 import argparse
 
-from rlhf_lab.commands.training import DataArguments, announce_defaults, load_examples, report
+from rlhf_lab.commands.training import DataArguments, announce_defaults, load_examples, report_training
 from rlhf_lab.common.arguments import add_fields, build, read_values
 from rlhf_lab.data.records import load_sft
 from rlhf_lab.data.tokens import tokenize_sft
@@ -29,4 +29,4 @@ def main(args: argparse.Namespace) -> None:
     max_length = choose_max_length(model, data.max_length)
     examples, eval_examples, facts = load_examples(data, tokenizer, max_length, load_sft, tokenize_sft)
     announce_defaults(settings, "sft", model)
-    report(train_sft(model, tokenizer, examples, settings, eval_examples=eval_examples), facts)
+    report_training(train_sft(model, tokenizer, examples, settings, eval_examples=eval_examples), facts)

@@ -86,10 +86,10 @@ def load_examples(data: DataArguments, tokenizer, max_length: int, load: Callabl
     facts: dict[str, dict] = {}
 
     def read(name: str, source: str, split: str | None) -> list[Example]:
-        records, report = load(source, columns=data.columns, split=split, drop_invalid=data.drop_invalid)
+        records, found = load(source, columns=data.columns, split=split, drop_invalid=data.drop_invalid)
         examples, counts = tokenize(records, tokenizer, drop_invalid=data.drop_invalid, **limits)
-        print(f"{report}\n{source}: {counts}")
-        facts[name] = {"source": Path(source).name, "rows": report.total, "invalid": report.counts, **counts.facts}
+        print(f"{found}\n{source}: {counts}")
+        facts[name] = {"source": Path(source).name, "rows": found.total, "invalid": found.counts, **counts.facts}
         return examples
 
     train = read("train", data.train_file or data.dataset_name, data.dataset_split)
@@ -103,7 +103,7 @@ def announce_defaults(settings: TrainingSettings, task: Task, model: nn.Module) 
         print(taken)
 
 
-def report(result: TrainingResult, facts: dict[str, dict]) -> None:
+def report_training(result: TrainingResult, facts: dict[str, dict]) -> None:
     """The last metrics, whether anything was learnt, and where everything lies; data.json beside it has `facts`."""
     write_atomically(Path(result.output_dir) / "data.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     shown = {name: value for name, value in result.metrics.items() if name not in ("step", "learning_rate", "epoch")}

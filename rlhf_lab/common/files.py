@@ -87,7 +87,7 @@ def obey_umask(path: str | Path) -> None:
             file.chmod(mode)
 
 
-def check_writable(folder: Path, flag: str = "--out") -> None:
+def check_writable(folder: Path, flag: str = "--output_dir") -> None:
     """Make `folder`; raises ValueError, which names the flag that chose it, if nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

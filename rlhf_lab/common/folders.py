@@ -15,7 +15,7 @@ LOCK_FILE, OWNER_FILE = ".lock", ".owner.json"
 
 
 @contextmanager
-def owned(folder: str | Path, flag: str = "--out") -> Iterator[Path]:
+def owned(folder: str | Path, flag: str = "--output_dir") -> Iterator[Path]:
     """Hold `folder`, made if it is not there, for this process alone until the block ends, however it ends.
 
     The operating system holds the lock, so that it ends with the process also if that is killed. A thread that holds

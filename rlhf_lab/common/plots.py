@@ -143,7 +143,7 @@ class _EndLabel(Text):
         """Every label of the group beside its line's end, as near to that height as the others allow."""
         ends = [_end(label.line) for label in self.group]
         sizes = [Text.get_window_extent(label, renderer).height * LABEL_ROOM for label in self.group]
-        for label, end, height in zip(self.group, ends, spread([end[1] for end in ends], sizes), strict=True):
+        for label, end, height in zip(self.group, ends, spread_labels([end[1] for end in ends], sizes), strict=True):
             label.set_position((end[0] + LABEL_GAP * self.figure.dpi / 72, height))
 
 
@@ -157,7 +157,7 @@ def _end(line: Line2D) -> tuple[float, float]:
     return float(x), float(y)
 
 
-def spread(wanted: Sequence[float], sizes: Sequence[float]) -> list[float]:
+def spread_labels(wanted: Sequence[float], sizes: Sequence[float]) -> list[float]:
     """argmin_y sum_i (y_i - wanted_i)^2 such that intervals of length sizes_i around y_i, in the order of wanted, part.
 
     wanted, sizes: one number each per label, in one unit. Labels that would overlap become a block around their mean

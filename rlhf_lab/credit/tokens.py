@@ -22,7 +22,7 @@ from rlhf_lab.data.encoding import encode_prompt, encode_response
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import collate
 from rlhf_lab.engine.beams import beam_search
-from rlhf_lab.engine.generate import token_logps
+from rlhf_lab.engine.generate import response_token_logps
 from rlhf_lab.engine.logps import response_logps
 from rlhf_lab.engine.models import eval_mode
 from rlhf_lab.judges.rouge import rouge_l
@@ -136,9 +136,8 @@ def locate_errors(
     usable = [(prompt, ids, mask) for prompt, ids, mask in usable if not all(mask[:-1])]
     prompt_ids = [encode_prompt(prompt, tokenizer) for prompt, _, _ in usable]
     responses, masks = [ids for _, ids, _ in usable], [mask[:-1] for _, _, mask in usable]
-    logps, ref_logps = (
-        [row[:-1] for row in token_logps(model, prompt_ids, responses)] for model in (policy, reference)
-    )
+    logps, ref_logps = (response_token_logps(model, prompt_ids, responses) for model in (policy, reference))
+    logps, ref_logps = [row[:-1] for row in logps], [row[:-1] for row in ref_logps]  # not the end
     generator = np.random.default_rng(seed)
     rules = {
         "credit": [beta * (np.array(a) - np.array(b)) for a, b in zip(logps, ref_logps, strict=True)],
@@ -174,7 +173,7 @@ def beam_table(
             options = {"max_new_tokens": max_new_tokens, "length_penalty": length_penalty, "bf16": bf16}
             found = beam_search(policy, prompts, width, eos_token_id=tokenizer.eos_token_id, **options)
             responses, logps = [tokens for tokens, _ in found], np.array([sum(values) for _, values in found])
-            ref_logps = np.array([sum(values) for values in token_logps(reference, prompts, responses)])
+            ref_logps = np.array([sum(values) for values in response_token_logps(reference, prompts, responses)])
             texts = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in responses]
             reward = bootstrap_mean(
                 [rouge_l(t, human) for t, (_, human) in zip(texts, documents, strict=True)], seed=seed

@@ -65,7 +65,7 @@ def with_fixed_date(template: str) -> str:
     return fixed
 
 
-def response_text(prompt: Messages, response: Messages, tokenizer: PreTrainedTokenizerBase) -> str:
+def assistant_text(prompt: Messages, response: Messages, tokenizer: PreTrainedTokenizerBase) -> str:
     """What the model must write after the rendered prompt to have written the response, its end of turn included.
 
     Raises TokenError if the template makes the prompt depend on the response, drops a part of the response, or opens a

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_lab.data.chat import rendered, response_text
+from rlhf_lab.data.chat import assistant_text, rendered
 from rlhf_lab.data.contents import Content, Messages
 from rlhf_lab.data.problems import TokenError, shorten
 
@@ -54,7 +54,7 @@ def encode_prompt(prompt: Content, tokenizer: PreTrainedTokenizerBase, *, truste
     the space before it goes), except BOS, EOS and padding. Messages end where the assistant's turn begins.
     Raises TokenError (a ValueError) if no token results or the messages cannot be rendered.
     """
-    return add_bos_eos(prompt_ids(prompt, tokenizer, trusted=trusted), (), tokenizer)[0]
+    return add_bos_eos(bare_prompt_ids(prompt, tokenizer, trusted=trusted), (), tokenizer)[0]
 
 
 def encode_response(response: str, tokenizer: PreTrainedTokenizerBase) -> Ids:
@@ -62,7 +62,7 @@ def encode_response(response: str, tokenizer: PreTrainedTokenizerBase) -> Ids:
     return add_bos_eos((), (response_ids(response, tokenizer),), tokenizer)[1][0]
 
 
-def prompt_ids(prompt: Content, tokenizer: PreTrainedTokenizerBase, *, trusted: bool = False) -> Ids:
+def bare_prompt_ids(prompt: Content, tokenizer: PreTrainedTokenizerBase, *, trusted: bool = False) -> Ids:
     """`encode_prompt` before BOS."""
     if isinstance(prompt, str):
         body, ending = split_ending(prompt, tokenizer)
@@ -92,8 +92,8 @@ def chat_response_ids(
     Raises TokenError if the template makes the prompt depend on the response, or drops a part of it.
     """
     _refuse_spellings(response, tokenizer)
-    before = prompt_ids(prompt, tokenizer, trusted=trusted)
-    text = response_text(prompt, response, tokenizer)
+    before = bare_prompt_ids(prompt, tokenizer, trusted=trusted)
+    text = assistant_text(prompt, response, tokenizer)
     whole = _ids(rendered(prompt, tokenizer, generation=True) + text, tokenizer, special=True)
     # Where the two merge into one token, they are tokenised apart: the model has the prompt's ids before it writes.
     ids = whole[len(before) :] if whole[: len(before)] == before else _ids_within(text, tokenizer, special=True)

@@ -80,7 +80,9 @@ def _read_parquet(path: Path) -> Read:
         rows = [(number, _parquet_row(number, table)) for number in range(table.num_rows)]
     except (ValueError, OverflowError):  # a date outside Python's calendar, say, in a column that nobody may ask for
         columns = {name: _readable(table.column(name)) for name in table.column_names}
-        rows = [(number, {name: cells[number] for name, cells in columns.items()}) for number in range(table.num_rows)]
+        rows = []
+        for number in range(table.num_rows):
+            rows.append((number, {name: cells[number] for name, cells in columns.items()}))
     return rows, tuple(table.column_names)
 
 

@@ -8,9 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_lab.data.encoding import (
     add_bos_eos,
+    bare_prompt_ids,
     bos_id,
     chat_response_ids,
-    prompt_ids,
     response_ids,
     special_pattern,
     split_ending,
@@ -18,7 +18,7 @@ from rlhf_lab.data.encoding import (
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.problems import InvalidRecords, RowReport, TokenError, keep_valid
 from rlhf_lab.data.records import PreferenceRecord, SFTRecord
-from rlhf_lab.data.truncation import Limits, LongPrompts, fit
+from rlhf_lab.data.truncation import Limits, LongPrompts, fit_example
 
 Record = PreferenceRecord | SFTRecord
 
@@ -104,7 +104,7 @@ def tokenize_record(record: Record, tokenizer: PreTrainedTokenizerBase, *, trust
     """The example of one record, nothing cut yet. Raises TokenError that names row, column, kind and an example."""
     column = "prompt"
     try:
-        prompt, responses = prompt_ids(record.prompt, tokenizer, trusted=trusted_prompts), []
+        prompt, responses = bare_prompt_ids(record.prompt, tokenizer, trusted=trusted_prompts), []
         for column, response in record.responses.items():  # noqa: B007  (the handler names the column)
             if isinstance(response, str):
                 responses.append(response_ids(response, tokenizer))
@@ -124,7 +124,7 @@ def _tokenize(
     for record in records:
         try:
             whole = tokenize_record(record, tokenizer, trusted_prompts=trusted)
-            example = fit(whole, limits, bos)
+            example = fit_example(whole, limits, bos)
         except TokenError as error:
             problems.append(error.problem)
             continue

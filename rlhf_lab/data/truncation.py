@@ -58,7 +58,7 @@ class Limits:
         return problem.kind == LONG and self.handling == "drop"
 
 
-def fit(example: Example, limits: Limits, bos: int | None = None) -> Example:
+def fit_example(example: Example, limits: Limits, bos: int | None = None) -> Example:
     """The example within limits. Raises TokenError for a long prompt that is not to be cut, or equal responses."""
     prompt, responses = example.prompt, example.responses
     if limits.handling != "truncate" and len(prompt) > limits.longest_prompt:

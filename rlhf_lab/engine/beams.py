@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rlhf_lab.engine.generate import Completion, in_bf16, token_logps
+from rlhf_lab.engine.generate import Completion, in_bf16, response_token_logps
 from rlhf_lab.engine.limits import has_only_attention
 from rlhf_lab.engine.models import eval_mode
 from rlhf_lab.engine.options import check_positive, check_prompts, cut_at_end, ending_ids, prompt_batches
@@ -53,4 +53,4 @@ def beam_search(
             responses = sequences[:, ids.shape[1] :].tolist()  # B rows of up to max_new_tokens
             found |= {i: cut_at_end(tokens, ends) for i, tokens in zip(batch, responses, strict=True)}
     responses = [found[i] for i in range(len(prompts))]
-    return [Completion(*both) for both in zip(responses, token_logps(model, prompts, responses), strict=True)]
+    return [Completion(*both) for both in zip(responses, response_token_logps(model, prompts, responses), strict=True)]

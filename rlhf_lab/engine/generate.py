@@ -101,7 +101,7 @@ def complete(
     bf16: False runs the model in the precision it has, True a bf16 copy of it, None the copy where the device has bf16
     units. Faster, but a batch of another size rounds otherwise, and in bf16 that turns most responses somewhere: they
     repeat at the same rows_per_batch only. Log-softmax and probabilities are fp32 always, but of logits that carry
-    bf16's rounding (0.02 nats a token): for log-probs to train on use `token_logps`.
+    bf16's rounding (0.02 nats a token): for log-probs to train on use `response_token_logps`.
     rows_per_batch: responses decoded together. progress: a label shows a bar. Dropout is off meanwhile.
     known: numbers of prompts that need no responses; a batch of such prompts alone is left out, the others stay as they
     are, so that rounding stays too. on_batch: is given {number of the prompt: its completions} after every batch.
@@ -144,7 +144,9 @@ def complete(
     return completions
 
 
-def token_logps(model, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> list[list[float]]:
+def response_token_logps(
+    model, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]
+) -> list[list[float]]:
     """log pi(y_t | x, y_<t) of every token of one response a prompt, in nats, fp32: `response_logps` in batches."""
     examples = [Example(tuple(x), (tuple(y),), i) for i, (x, y) in enumerate(zip(prompts, responses, strict=True))]
     logps: list[list[float]] = [[] for _ in examples]

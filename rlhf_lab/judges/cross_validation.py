@@ -2,7 +2,7 @@
 
 Cross-validation by prompt: every comparison is judged once per seed, by a judge that saw no comparison of its prompt.
 All intervals are over prompts, so that a comparison counts once however many seeds judge it.
-Left in --out: report.json, report.png and each fold's verdicts, which are read back if the command runs again.
+Left in --output_dir: report.json, report.png and each fold's verdicts, which are read back if the command runs again.
 """
 
 import json
@@ -48,9 +48,9 @@ class JudgeSettings:
 
     data: PathText
     """comparisons: JSONL (or .jsonl.gz), CSV or Parquet"""
-    out: PathText = "runs/judge"
+    output_dir: PathText = "runs/judge"
     """report.json, report.png and the verdicts of each fold go here"""
-    model: PathText | None = None
+    model_name_or_path: PathText | None = None
     """folder or hub id of a causal language model with its tokenizer; none: the shipped small one"""
     kind: Literal["bradley-terry", "pairwise"] = "bradley-terry"
     """a reward model that scores each response, or a pairwise judge that reads both"""
@@ -115,15 +115,15 @@ class Comparisons(NamedTuple):
 
 
 def judge(settings: JudgeSettings) -> dict:
-    """Run the cross-validation, write report.json and report.png to settings.out, and return what the JSON holds."""
+    """Run the cross-validation, write report.json and report.png to output_dir, and return what the JSON holds."""
     kept = "the verdicts of finished folds are kept, and the same command goes on from there"
-    with owned(expanded(settings.out)) as out, interruptible(lambda: kept):
+    with owned(expanded(settings.output_dir)) as out, interruptible(lambda: kept):
         return _judge(settings, out)
 
 
 def _judge(settings: JudgeSettings, out: Path) -> dict:
     clock = Clock()
-    folder = settings.model or str(small_model_path("small"))
+    folder = settings.model_name_or_path or str(small_model_path("small"))
     model = load_model(folder) if settings.kind == "pairwise" else reward_model(folder)
     tokenizer = load_tokenizer(folder)
     data = read_comparisons(settings, tokenizer, choose_max_length(model, settings.max_length))
@@ -135,7 +135,8 @@ def _judge(settings: JudgeSettings, out: Path) -> dict:
     groups = [data.prompts[i] for i in judged]
     verdicts = Verdicts(said[:, 0], data.lengths[judged], scores=scores, groups=groups, comparisons=judged)
     result = {
-        "settings": asdict(settings) | {"data": Path(settings.data).name, "out": "", "model": Path(folder).name},
+        "settings": asdict(settings)
+        | {"data": Path(settings.data).name, "output_dir": "", "model_name_or_path": Path(folder).name},
         "cuts": data.cuts,
         "report": judge_report(verdicts),
         "accuracy_by_seed": by_seed,
@@ -159,7 +160,7 @@ def cross_validate(
         begin = len(values)
         for fold, (train, test) in enumerate(split_by_group(data.prompts, settings.folds, seed)[: settings.test_folds]):
             parts = {"train": [data.examples[i] for i in train], "test": [data.examples[i] for i in test]}
-            path = Path(expanded(settings.out)) / "folds" / f"seed-{seed}-fold-{fold}.json"
+            path = Path(expanded(settings.output_dir)) / "folds" / f"seed-{seed}-fold-{fold}.json"
             key = key_of(**facts, max_length=settings.max_length, seed=seed, fold=fold)
             make = partial(_fold, settings, folder, tokenizer, seed, **parts)
             values += clock.stored(f"seed {seed}, fold {fold}", path, key, make)
@@ -198,10 +199,11 @@ def split_by_group(groups: Sequence[str], folds: int, seed: int) -> list[tuple[l
     random.Random(seed).shuffle(names)
     fold_of = {name: position % folds for position, name in enumerate(names)}
     places = [fold_of[group] for group in groups]
-    return [
-        ([i for i, place in enumerate(places) if place != fold], [i for i, place in enumerate(places) if place == fold])
-        for fold in range(folds)
-    ]
+    parts = []
+    for fold in range(folds):
+        inside = [i for i, place in enumerate(places) if place == fold]
+        parts.append(([i for i, place in enumerate(places) if place != fold], inside))
+    return parts
 
 
 def _fold(

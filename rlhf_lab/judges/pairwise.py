@@ -136,11 +136,10 @@ def win_probabilities(
     All K (K - 1) ordered pairs of a prompt are run together, its context once.
     """
     slots, limit = slots_of(tokenizer), choose_max_length(model, max_length)
-    rows = [
-        slot_row(example.prompt, first, second, tokenizer, limit)
-        for example in examples
-        for first, second in permutations(example.responses, 2)
-    ]
+    rows = []
+    for example in examples:
+        for first, second in permutations(example.responses, 2):
+            rows.append(slot_row(example.prompt, first, second, tokenizer, limit))
 
     def first_wins(model: PreTrainedModel, batch: Batch) -> Tensor:
         logits = last_logits(model, batch).float()

@@ -36,11 +36,10 @@ def encode_responses(
     """
     if len(prompts) != len(responses):
         raise ValueError(f"a judge needs responses to every prompt: {len(prompts)} prompts, {len(responses)} lists")
-    pairs = zip(prompts, responses, strict=True)
-    return [
-        (encode_prompt(prompt, tokenizer), [_encoded(prompt, text, tokenizer) for text in texts])
-        for prompt, texts in pairs
-    ]
+    rows = []
+    for prompt, texts in zip(prompts, responses, strict=True):
+        rows.append((encode_prompt(prompt, tokenizer), [_encoded(prompt, text, tokenizer) for text in texts]))
+    return rows
 
 
 def _encoded(prompt: Content, text: str, tokenizer) -> Ids:

@@ -3,7 +3,7 @@
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -39,7 +39,9 @@ class Quality:
     examples: list[dict]
 
 
-def measure(model, tokenizer, data_pairs: Sequence[DocstringPair], loss_examples, split: str = "test") -> Quality:
+def measure_quality(
+    model, tokenizer, data_pairs: Sequence[DocstringPair], loss_examples, split: str = "test"
+) -> Quality:
     """Held-out loss (nats per summary token), ROUGE of greedy and sampled summaries, and the lead-words baseline."""
     documents = [pair for pair in data_pairs if pair.split == split]
     logps = reference_logps(model, loss_examples, cache_dir=None)
@@ -58,7 +60,7 @@ def export(model, data: Data, facts: dict, name: str, folder: Path) -> Quality:
     """Write `folder` (bf16 safetensors, tokenizer, results.json, README.md) and measure what was written."""
     save_model(model.to(torch.bfloat16), data.tokenizer, folder)
     shipped, tokenizer = load_model(folder), load_tokenizer(folder)
-    quality = measure(shipped, tokenizer, data.pairs, summary_examples(data, "test"))
+    quality = measure_quality(shipped, tokenizer, data.pairs, summary_examples(data, "test"))
     parameters = sum(p.numel() for p in shipped.parameters())
     results = {"name": name, "parameters": parameters, **facts, "quality": vars(quality), "versions": _versions()}
     write_atomically(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
@@ -82,9 +84,7 @@ def card(results: dict) -> str:
         f"    greedy    {e['greedy']}\n    sampled   {e['sampled']}"
         for e in quality["examples"]
     )
-    shares = "; then ".join(
-        ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items()) for shares in (SHARES, LATE_SHARES)
-    )
+    shares = f"{_shares(SHARES)}; then {_shares(LATE_SHARES)}"
     return f"""---
 library_name: transformers
 license: mit
@@ -130,6 +130,10 @@ Seed {recipe["seed"]}. {read / 1e6:.1f}M tokens read ({stages["short"]["num_toke
 epoch{"s" * (recipe["sft_epochs"] != 1)} of (description, summary) pairs. {minutes:.0f} minutes: {results["machine"]}.
 All settings and versions: `results.json` beside this file.
 """
+
+
+def _shares(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
 
 
 def _row(label: str, statistics: dict) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ def add_human_labels(folder: Path, report: Mapping, dataset: str) -> None:
     """
     path = folder / "results.json"
     results = read_whole(path, "make the model again with `rlhf-lab pretrain`, or take the file from the repository")
-    judged = report["settings"]["model"]
+    judged = report["settings"]["model_name_or_path"]
     if judged != results["name"]:
         raise ValueError(f"the report is of the model {judged!r}, but {path} is of {results['name']!r}")
     results["human_labels"] = {
@@ -48,7 +48,7 @@ def judge_command(settings: Mapping) -> str:
     flags = []
     for name, value in settings.items():
         value = tuple(value) if isinstance(value, list) else value
-        if name not in ("out", "model") and value != defaults.get(name, MISSING):
+        if name not in ("output_dir", "model_name_or_path") and value != defaults.get(name, MISSING):
             flags.append(f"--{name} {_flag(value)}")
     return " ".join(["rlhf-lab judge", *flags])
 

@@ -1,6 +1,6 @@
 """How the small models are made, from this machine's docstrings to `small_models/NAME`, in one resumable command.
 
-    rlhf-lab pretrain small --out runs/small
+    rlhf-lab pretrain small --output_dir runs/small
 
     corpus -> tokenizer -> read short rows (constant rate) -> read long rows (rate falls to 0) -> learn to summarise
 
@@ -140,7 +140,7 @@ def _token_losses(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(ids.shape[0], -1)
 
 
-def read_rows(
+def read_labels(
     model: LlamaForCausalLM, data: Data, recipe: Recipe, out: Path, *, stage: str, compiled: bool
 ) -> TrainingResult:
     """Stage "short": constant rate after a warm-up. Stage "long": rows of the full context, the rate falls to 0."""
@@ -225,8 +225,8 @@ def pretrain(recipe: Recipe, out: str | Path, *, compiled: bool = True) -> tuple
     model = build_model(recipe)
     facts: dict = {"recipe": asdict(recipe), "initial_weights": model_fingerprint(model), "stages": {}}
     stages: list[tuple[str, Callable[[], TrainingResult]]] = [
-        ("short", lambda: read_rows(model, data, recipe, out, stage="short", compiled=compiled)),
-        ("long", lambda: read_rows(model, data, recipe, out, stage="long", compiled=compiled)),
+        ("short", lambda: read_labels(model, data, recipe, out, stage="short", compiled=compiled)),
+        ("long", lambda: read_labels(model, data, recipe, out, stage="long", compiled=compiled)),
         ("sft", lambda: fine_tune(model, data, recipe, out)),
     ]
     for name, run in stages:

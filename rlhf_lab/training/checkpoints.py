@@ -146,12 +146,11 @@ def flush(path: Path, *, recurse: bool = True) -> None:
 def _optimizer_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """{"layer.weight/exp_avg": ..}: learning rates and the like are not saved, they follow from the settings."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        f"{names[parameter]}/{key}": value.contiguous()
-        for optimizer in optimizers
-        for parameter, values in optimizer.state.items()
-        for key, value in values.items()
-    }
+    tensors = {}
+    for optimizer in optimizers:
+        for parameter, values in optimizer.state.items():
+            tensors |= {f"{names[parameter]}/{key}": value.contiguous() for key, value in values.items()}
+    return tensors
 
 
 def _load_optimizers(tensors: dict[str, Tensor], model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:

@@ -51,7 +51,7 @@ class Losses(NamedTuple):
         return Losses(self.loss + balancing * self.weights, self.weights, self.metrics | logged)
 
 
-# rows: [B], the indices of the batch's examples in the sequence that was given to `train` or `evaluate`.
+# rows: [B], the indices of the batch's examples in the sequence that was given to `train` or `held_out_averages`.
 LossFunction = Callable[[nn.Module, Batch, Tensor], Losses]
 
 
@@ -124,11 +124,11 @@ def _train(
     with MetricsLog(settings, total, step) as log:
         if eval_examples and step and (step == total or _due(step, settings.eval_steps, False)):
             # it was killed between saving and evaluating, or is finished and gets other examples than it had
-            row = evaluate(model, eval_examples, eval_loss_fn, settings, after := Watched())
+            row = held_out_averages(model, eval_examples, eval_loss_fn, settings, after := Watched())
             if not any(known.items() >= row.items() for known in read_metrics(settings.output_dir)):
                 log.write(step, row)
         if eval_examples and settings.eval_on_start and step == 0:
-            log.write(step, evaluate(model, eval_examples, eval_loss_fn, settings, before := Watched()))
+            log.write(step, held_out_averages(model, eval_examples, eval_loss_fn, settings, before := Watched()))
 
         for place, micro_batches in schedule.walk(examples, settings, progress.epoch, progress.index):
             if step == total:
@@ -175,7 +175,7 @@ def _train(
                 done = Progress(step, place.epoch, place.index + 1, num_tokens, averages.state(), seconds)
                 last_saved = checkpoints.save_checkpoint(model, optimizers, done, identity, settings)
             if eval_examples and (last or _due(step, settings.eval_steps, last)):
-                log.write(step, evaluate(model, eval_examples, eval_loss_fn, settings, after := Watched()))
+                log.write(step, held_out_averages(model, eval_examples, eval_loss_fn, settings, after := Watched()))
 
     _finish(model, tokenizer, settings)
     history = read_metrics(settings.output_dir)
@@ -186,7 +186,7 @@ def _train(
 
 
 @torch.no_grad()
-def evaluate(
+def held_out_averages(
     model: nn.Module,
     examples: Sequence[Example],
     loss_fn: LossFunction,

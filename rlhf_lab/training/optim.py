@@ -67,7 +67,8 @@ def _muon(hidden: list[nn.Parameter], settings: TrainingSettings) -> torch.optim
 
 def _lookup_tables(model: nn.Module) -> set[int]:
     """Embeddings (and an output head tied to one): their rows are looked up, so decay would only forget rare tokens."""
-    return {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    return {id(parameter) for table in tables for parameter in table.parameters()}
 
 
 def _output_head(model: nn.Module) -> Iterable[nn.Parameter]:

@@ -113,7 +113,7 @@ def naming(label: str) -> Iterator[None]:
         raise ValueError(f"stage {label}: {error}. {kept}") from error
 
 
-def write_table(folder: Path, rows: Sequence[dict], schema) -> None:
+def write_rows(folder: Path, rows: Sequence[dict], schema) -> None:
     """folder/data.parquet: one row per dictionary, columns as in the pyarrow schema."""
     import pyarrow
     import pyarrow.parquet
@@ -121,8 +121,8 @@ def write_table(folder: Path, rows: Sequence[dict], schema) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows), schema), folder / TABLE)
 
 
-def read_table(artefact: Artefact) -> list[dict]:
-    """The rows that `write_table` wrote."""
+def read_rows(artefact: Artefact) -> list[dict]:
+    """The rows that `write_rows` wrote."""
     import pyarrow.parquet
 
     return pyarrow.parquet.read_table(artefact.path / TABLE).to_pylist()

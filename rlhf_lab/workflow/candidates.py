@@ -11,7 +11,7 @@ from rlhf_lab.data.docstrings import DocstringPair
 from rlhf_lab.engine.generate import sample
 from rlhf_lab.judges.rouge import rouge_l
 from rlhf_lab.training.checkpoints import TEMPORARY
-from rlhf_lab.workflow.artefacts import Artefact, read_table, stage, write_table
+from rlhf_lab.workflow.artefacts import Artefact, read_rows, stage, write_rows
 from rlhf_lab.workflow.prompts import prompt_ids
 from rlhf_lab.workflow.run import IDS, Loop
 from rlhf_lab.workflow.served import served_draws
@@ -64,10 +64,10 @@ def sample_candidates(
         greedy=greedy,
         progress=progress,
     )
-    return [
-        [scored_candidate(tokenizer, tokens, document.summary) for tokens in row]
-        for document, row in zip(documents, responses, strict=True)
-    ]
+    scored = []
+    for document, row in zip(documents, responses, strict=True):
+        scored.append([scored_candidate(tokenizer, tokens, document.summary) for tokens in row])
+    return scored
 
 
 def candidates_stage(loop: Loop, iteration: int, prompts: Artefact, current: Artefact, other: Artefact) -> Artefact:
@@ -87,14 +87,14 @@ def candidates_stage(loop: Loop, iteration: int, prompts: Artefact, current: Art
     } | loop.sampler_facts()
 
     def make(path: Path) -> None:
-        ids = [row["ids"] for row in read_table(prompts)]
+        ids = [row["ids"] for row in read_rows(prompts)]
         with kept(kept_draws(path)) as done:
             drawn = {name: _draw(loop, iteration, name, policy, ids, done[name]) for name, policy in policies.items()}
             rows = []
             for i in range(len(ids)):
                 for name in policies:
                     rows += [row | {"prompt": i} for row in drawn[name][i]]
-            write_table(path, rows, pa.schema(DRAWS))
+            write_rows(path, rows, pa.schema(DRAWS))
 
     return stage(loop.folder(iteration), "candidates", facts, make)
 
@@ -111,13 +111,13 @@ def calibration_stage(loop: Loop, iteration: int, prompts: Artefact, policy: Art
     options = {"label": f"iteration {iteration}, calibration", "seed": facts["seed"]}
 
     def make(path: Path) -> None:
-        ids = [row["ids"] for row in read_table(prompts)]
+        ids = [row["ids"] for row in read_rows(prompts)]
         with kept(kept_draws(path)) as done:
             drawn = draw_responses(loop, policy, ids, done["policy"], temperatures=[1.0] * facts["draws"], **options)
             rows = []
             for i, row in enumerate(drawn):
                 rows += [{"prompt": i, "tokens": tokens} for tokens in row]
-            write_table(path, rows, pa.schema({"prompt": pa.int32(), "tokens": IDS}))
+            write_rows(path, rows, pa.schema({"prompt": pa.int32(), "tokens": IDS}))
 
     return stage(loop.folder(iteration), "calibration", facts, make)
 

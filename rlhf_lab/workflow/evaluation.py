@@ -11,7 +11,7 @@ from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.generate import sample
 from rlhf_lab.judges.rouge import ROUGE_TYPES, rouge
 from rlhf_lab.training.reference import reference_logps
-from rlhf_lab.workflow.artefacts import Artefact, read_table, stage, write_table
+from rlhf_lab.workflow.artefacts import Artefact, read_rows, stage, write_rows
 from rlhf_lab.workflow.candidates import kept_draws, response_text
 from rlhf_lab.workflow.prompts import Row, unpacked
 from rlhf_lab.workflow.run import GOLD, IDS, Loop, NamedJudge, by_prompt
@@ -48,33 +48,33 @@ def evaluation_stage(
     options = loop.sampling(f"iteration {iteration}, evaluation") | {"seed": facts["seed"]}
 
     def make(path: Path) -> None:
-        asked, model = unpacked(read_table(prompts)), loop.load(policy)
+        asked, model = unpacked(read_rows(prompts)), loop.load(policy)
         with kept(kept_draws(path)) as done:
-            drawn = draw(model, asked, settings.eval_samples, done["sampled"], done["greedy"], **options)
-        rows = judged(loop.judge, loop.tokenizer, asked, drawn, sft and read_table(sft))
+            drawn = draw_held_out(model, asked, settings.eval_samples, done["sampled"], done["greedy"], **options)
+        rows = judged(loop.judge, loop.tokenizer, asked, drawn, sft and read_rows(sft))
         add_logps(rows, "logp", model, asked, drawn["sampled"])
         if policy.content == loop.sft.content:
             add_logps(rows, "ref_logp", None, asked, drawn["sampled"])
         else:
             add_logps(rows, "ref_logp", loop.load(loop.sft), asked, drawn["sampled"])
-        write_table(path, rows, pa.schema(TABLE))
+        write_rows(path, rows, pa.schema(TABLE))
 
     return stage(loop.folder(iteration), "evaluation", facts, make)
 
 
-def evaluate(
+def evaluate_policy(
     model, reference, tokenizer, asked: Sequence[Row], *, samples: int = 4, max_new_tokens: int = 48, seed: int = 0
 ) -> Written:
     """`evaluation_stage` in memory, by the gold judge; reference: pi_0, from which log-ratios are taken."""
     options = {"max_new_tokens": max_new_tokens, "eos_token_id": tokenizer.eos_token_id, "seed": seed}
-    drawn = draw(model, asked, samples, **options)
+    drawn = draw_held_out(model, asked, samples, **options)
     rows = judged(GOLD, tokenizer, asked, drawn)
     add_logps(rows, "logp", model, asked, drawn["sampled"])
     add_logps(rows, "ref_logp", None if model is reference else reference, asked, drawn["sampled"])
     return rows
 
 
-def draw(
+def draw_held_out(
     model,
     asked: Sequence[Row],
     samples: int,

@@ -51,10 +51,10 @@ def draw_figure(results: dict) -> Figure:
 def write_figure(results: dict, path: Path) -> str:
     """Write the PNG, whole or not at all; returns its description in words, for readers who cannot see it."""
     save_png(draw_figure(results), path, dpi=110)
-    return describe(results)
+    return describe_policies(results)
 
 
-def describe(results: dict) -> str:
+def describe_policies(results: dict) -> str:
     """The figure's numbers as a sentence."""
     judge, parts = main_judge(results), []
     for row in results["policies"]:

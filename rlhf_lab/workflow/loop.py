@@ -22,11 +22,11 @@ from rlhf_lab.workflow.artefacts import MANIFEST, Artefact, clear_unfinished, mo
 from rlhf_lab.workflow.candidates import calibration_stage, candidates_stage
 from rlhf_lab.workflow.evaluation import evaluation_stage
 from rlhf_lab.workflow.pairs import pairs_stage
-from rlhf_lab.workflow.policy import Data, policy_stage
+from rlhf_lab.workflow.policy import IterationData, policy_stage
 from rlhf_lab.workflow.presets import Plan
 from rlhf_lab.workflow.prompts import Row, block, prompt_pools, prompts_stage
 from rlhf_lab.workflow.report import progress_line
-from rlhf_lab.workflow.results import Stages, collect, write_results
+from rlhf_lab.workflow.results import Stages, collect_results, write_results
 from rlhf_lab.workflow.run import Loop
 from rlhf_lab.workflow.scores import choose_judge, scores_stage
 from rlhf_lab.workflow.settings import WorkflowSettings, WorkflowTraining
@@ -73,7 +73,7 @@ def _run(plan: Plan, corpus: Sequence[DocstringPair] | None, judge: Judge | None
     for name, loop in loops.items():
         for history in iterations(loop, pool, held_out):
             histories[name] = history
-            results = collect(loops, histories, corpus if settings.prompts_file is None else None)
+            results = collect_results(loops, histories, corpus if settings.prompts_file is None else None)
             with naming(f"{history[-1]['policy'].path.parent.name}, report"):
                 write_results(results, histories, Path(training.output_dir))
             kept = sum(artefact.read_back for artefact in history[-1].values())
@@ -123,7 +123,7 @@ def run_iteration(loop: Loop, iteration: int, prompts: Artefact, history: Sequen
         source = reference if loop.objective.calibration == "reference" else current
         stages["calibration"] = calibration_stage(loop, iteration, prompts, source)
 
-    data = [Data.of(each) for each in [*history[1:], stages]]
+    data = [IterationData.of(each) for each in [*history[1:], stages]]
     start = current if settings.warm_start else loop.sft
     stages["policy"] = policy_stage(loop, iteration, data if settings.data == "all" else data[-1:], start, reference)
     asked, baseline = history[0]["prompts"], history[0]["evaluation"]

@@ -49,20 +49,20 @@ def reward_measures(own: Rewards, sft: Rewards | None = None, last: Rewards | No
     """reward, and against pi_0 (sft) and the policy before (last), prompt by prompt: differences and win rates.
 
     reward: mean. delta_vs_sft: paired, which takes out how hard a prompt is. win_rate_vs_sft, win_rate_vs_last:
-    `win_rate`. Each {mean, low, high}; what has nothing to be compared with is absent.
+    `win_rates`. Each {mean, low, high}; what has nothing to be compared with is absent.
     """
     means = [float(np.mean(row)) for row in own]
     numbers = {"reward": bootstrap_mean(means, seed=seed)}
     if sft is not None:
         gain = [float(np.mean(a) - np.mean(b)) for a, b in zip(own, sft, strict=True)]
         numbers["delta_vs_sft"] = bootstrap_mean(gain, seed=seed)
-        numbers["win_rate_vs_sft"] = bootstrap_mean(win_rate(own, sft), seed=seed)
+        numbers["win_rate_vs_sft"] = bootstrap_mean(win_rates(own, sft), seed=seed)
     if last is not None:
-        numbers["win_rate_vs_last"] = bootstrap_mean(win_rate(own, last), seed=seed)
+        numbers["win_rate_vs_last"] = bootstrap_mean(win_rates(own, last), seed=seed)
     return numbers
 
 
-def win_rate(rewards: Rewards, against: Rewards) -> list[float]:
+def win_rates(rewards: Rewards, against: Rewards) -> list[float]:
     """Per prompt, the share of (ours, theirs) response pairs in which ours has more reward; ties count half."""
     shares = []
     for ours, theirs in zip(rewards, against, strict=True):
@@ -97,11 +97,11 @@ def rouge_means(texts: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 
 def _rewards(own: Written, sft: Written | None, last: Written | None, judge: str, decoding: str, seed: int) -> dict:
-    columns = [
-        None if rows is None else [[r[judge] for r in row] for row in of_decoding(rows, decoding)]
-        for rows in (own, sft, last)
-    ]
-    return reward_measures(*columns, seed=seed)
+    def rewards(rows: Written) -> Rewards:
+        return [[row[judge] for row in written] for written in of_decoding(rows, decoding)]
+
+    before = (None if rows is None else rewards(rows) for rows in (sft, last))
+    return reward_measures(rewards(own), *before, seed=seed)
 
 
 def _rouge(own: Written, decoding: str) -> dict[str, float]:

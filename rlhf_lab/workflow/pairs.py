@@ -12,7 +12,7 @@ import torch
 
 from rlhf_lab.bradley_terry import preference_probability, sample_preferences
 from rlhf_lab.data.examples import Example
-from rlhf_lab.workflow.artefacts import Artefact, read_table, stage, write_table
+from rlhf_lab.workflow.artefacts import Artefact, read_rows, stage, write_rows
 from rlhf_lab.workflow.candidates import Candidate
 from rlhf_lab.workflow.run import IDS, Loop, by_prompt
 from rlhf_lab.workflow.settings import PairSettings
@@ -138,7 +138,7 @@ def pairs_stage(loop: Loop, iteration: int, candidates: Artefact, judged: Artefa
         facts["seed"] = loop.seed(iteration, "pairs")
 
     def make(path) -> None:
-        drawn, scored = (by_prompt(read_table(artefact)) for artefact in (candidates, judged))
+        drawn, scored = (by_prompt(read_rows(artefact)) for artefact in (candidates, judged))
         rows = []
         for i, (draws, values) in enumerate(zip(drawn, scored, strict=True)):
             texts, scores = [d["text"] for d in draws], [v["score"] for v in values]
@@ -152,14 +152,14 @@ def pairs_stage(loop: Loop, iteration: int, candidates: Artefact, judged: Artefa
             for comparison in compare(texts, penalised, settings, (loop.seed(iteration, "pairs"), i)):
                 rows.append(shared | _outcome(comparison, sides))
         _check_some_pair(rows)
-        write_table(path, rows, pa.schema(PAIRS))
+        write_rows(path, rows, pa.schema(PAIRS))
 
     return stage(loop.folder(iteration), "pairs", facts, make)
 
 
 def pair_counts(pairs: Artefact) -> dict:
     """What became of an iteration's comparisons, and how alike the draws were."""
-    rows = read_table(pairs)
+    rows = read_rows(pairs)
     counts = _counts(rows)
     prompts = {row["prompt"]: row for row in rows}.values()
     return {

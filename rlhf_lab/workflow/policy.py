@@ -14,13 +14,13 @@ from rlhf_lab.training.checkpoints import TEMPORARY, remove_unfinished
 from rlhf_lab.training.metrics import METRICS_FILE
 from rlhf_lab.training.preference import train_preference
 from rlhf_lab.training.run_folder import final_files
-from rlhf_lab.workflow.artefacts import Artefact, read_table, stage
+from rlhf_lab.workflow.artefacts import Artefact, read_rows, stage
 from rlhf_lab.workflow.run import Loop
 
 WORK = ".training-"
 
 
-class Data(NamedTuple):
+class IterationData(NamedTuple):
     """What an iteration has to learn from; calibration is None if the objective draws none."""
 
     prompts: Artefact
@@ -33,12 +33,14 @@ class Data(NamedTuple):
         return [artefact.content for artefact in self if artefact]
 
     @classmethod
-    def of(cls, stages: dict[str, Artefact]) -> "Data":
+    def of(cls, stages: dict[str, Artefact]) -> "IterationData":
         """An iteration's part of the data, by the names of its stages."""
         return cls(stages["prompts"], stages["pairs"], stages.get("calibration"))
 
 
-def policy_stage(loop: Loop, iteration: int, data: Sequence[Data], start: Artefact, reference: Artefact) -> Artefact:
+def policy_stage(
+    loop: Loop, iteration: int, data: Sequence[IterationData], start: Artefact, reference: Artefact
+) -> Artefact:
     """The model folder that training on `data` makes of `start`, with pi_ref = `reference`.
 
     Killed, it goes on from its last checkpoint in .training-KEY, which is deleted once the stage is whole.
@@ -91,10 +93,10 @@ def objective_facts(objective: Objective) -> dict:
     return {name: value for name, value in asdict(objective).items() if name not in idle}
 
 
-def examples(data: Data) -> list[Example]:
+def examples(data: IterationData) -> list[Example]:
     """The kept pairs as (chosen, rejected[, calibration]), the sampled token ids as they are; `row` is the prompt's."""
-    prompts, pairs = read_table(data.prompts), read_table(data.pairs)
-    calibration = read_table(data.calibration) if data.calibration else repeat(None, len(pairs))
+    prompts, pairs = read_rows(data.prompts), read_rows(data.pairs)
+    calibration = read_rows(data.calibration) if data.calibration else repeat(None, len(pairs))
     found = []
     for pair, extra in zip(pairs, calibration, strict=True):
         if pair["status"] != "pair":

@@ -12,7 +12,7 @@ from rlhf_lab.data.contents import Content, as_content
 from rlhf_lab.data.docstrings import DocstringPair, docstring_pairs
 from rlhf_lab.data.encoding import TokenError, encode_prompt, special_tokens
 from rlhf_lab.data.sources import read_table
-from rlhf_lab.workflow.artefacts import Artefact, stage, write_table
+from rlhf_lab.workflow.artefacts import Artefact, stage, write_rows
 from rlhf_lab.workflow.run import IDS, Loop
 from rlhf_lab.workflow.settings import WorkflowSettings
 
@@ -132,7 +132,7 @@ def prompts_stage(loop: Loop, iteration: int, rows: Sequence[Row]) -> Artefact:
     """The iteration's prompts (of iteration 0: the held-out ones), one row each."""
     facts = {"rows": len(rows), "content": key_of(rows=list(rows))}
     table = packed(rows)
-    return stage(loop.folder(iteration), "prompts", facts, lambda path: write_table(path, table, pa.schema(PROMPTS)))
+    return stage(loop.folder(iteration), "prompts", facts, lambda path: write_rows(path, table, pa.schema(PROMPTS)))
 
 
 def _docstring_pools(tokenizer, seed: int, max_tokens: int, corpus) -> tuple[list[Row], list[Row]]:

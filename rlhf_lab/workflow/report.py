@@ -80,7 +80,7 @@ def seconds_table(results: dict) -> list[tuple[str, ...]]:
     return rows
 
 
-def verdict(results: dict) -> list[str]:
+def verdicts(results: dict) -> list[str]:
     """One sentence a policy: does the interval of its sampled reward against SFT exclude zero?"""
     judge, sentences = main_judge(results), []
     for row in results["policies"][1:]:
@@ -114,7 +114,7 @@ def screen(results: dict) -> str:
     for decoding in ("sampled", "greedy"):
         parts.append(f"{decoding} responses to {results['settings']['eval_prompts']} held-out prompts")
         parts.append(aligned(reward_table(results, main_judge(results), decoding)) + "\n")
-    parts += ["what it cost", aligned(cost_table(results)) + "\n", *verdict(results), *corpus_note(results)]
+    parts += ["what it cost", aligned(cost_table(results)) + "\n", *verdicts(results), *corpus_note(results)]
     return "\n".join([*parts, "", samples_text(results)])
 
 
@@ -142,8 +142,8 @@ def corpus_note(results: dict) -> list[str]:
 def markdown(results: dict, figure: str, alt: str) -> str:
     """report.md: what was done, the figure, tables of rewards, costs and times, samples, and all settings."""
     settings = results["settings"]
-    verdicts = "\n".join(f"- {sentence}" for sentence in [*verdict(results), *corpus_note(results)])
-    sections = ["# Preference optimisation", _what_was_done(results), verdicts, f"![{alt}]({figure})"]
+    sentences = "\n".join(f"- {sentence}" for sentence in [*verdicts(results), *corpus_note(results)])
+    sections = ["# Preference optimisation", _what_was_done(results), sentences, f"![{alt}]({figure})"]
     for judge in reversed(results["judges"]):
         for decoding, note in (
             ("sampled", f"{settings['eval_samples']} draws a prompt at temperature 1"),

@@ -12,8 +12,8 @@ import torch
 from rlhf_lab.common.files import write_atomically
 from rlhf_lab.data.docstrings import SHIPPED_CORPUS, DocstringPair, corpus_fingerprint
 from rlhf_lab.engine.precision import pick_device
-from rlhf_lab.workflow.artefacts import Artefact, read_table
-from rlhf_lab.workflow.evaluation import of_decoding
+from rlhf_lab.workflow.artefacts import Artefact, read_rows
+from rlhf_lab.workflow.evaluation import Written, of_decoding
 from rlhf_lab.workflow.figure import write_figure
 from rlhf_lab.workflow.measures import lead_words, policy_measures
 from rlhf_lab.workflow.pairs import pair_counts
@@ -27,7 +27,7 @@ SAMPLES_SHOWN = 3
 PACKAGES = ("rlhf_lab", "torch", "transformers", "pyarrow", "rouge-score")
 
 
-def collect(
+def collect_results(
     loops: Mapping[str, Loop],
     histories: Mapping[str, Sequence[Stages]],
     corpus: Sequence[DocstringPair] | None = None,
@@ -37,7 +37,7 @@ def collect(
     corpus: what the prompts were taken from, if they are docstrings.
     """
     loop, first = next(iter(loops.values())), next(iter(histories.values()))
-    asked = unpacked(read_table(first[0]["prompts"]))
+    asked = unpacked(read_rows(first[0]["prompts"]))
     known = references_of(asked) is not None
     judges = ("gold",) if loop.judge.is_gold else ("score", "gold") if known else ("score",)
     rows = [policy_row(loop, "sft", first[:1], judges)]
@@ -56,7 +56,7 @@ def collect(
         "artefacts": {name: artefact.content for name, artefact in made.items()},
         "read_back": [name for name, artefact in made.items() if artefact.read_back],
         "seconds": sum(artefact.notes.get("seconds", 0.0) for artefact in made.values()),
-        "versions": versions(loop.training.device),
+        "versions": run_versions(loop.training.device),
     }
     return json.loads(json.dumps(results))  # as it will be read: lists for tuples
 
@@ -64,7 +64,7 @@ def collect(
 def policy_row(loop: Loop, name: str, history: Sequence[Stages], judges: Sequence[str]) -> dict:
     """The numbers of the last policy of a history: measures, and for an iterate its pairs and its training."""
     stages, iteration = history[-1], len(history) - 1
-    own, *before = (read_table(each["evaluation"]) for each in (stages, history[0], history[max(0, iteration - 1)]))
+    own, *before = (read_rows(each["evaluation"]) for each in (stages, history[0], history[max(0, iteration - 1)]))
     row = {"policy": name, "iteration": iteration}
     row |= policy_measures(own, *(before if iteration else ()), judges=judges, seed=loop.training.seed)
     row["stages"] = {stage: _place(loop, artefact) for stage, artefact in stages.items()}
@@ -80,7 +80,7 @@ def corpus_facts(corpus: Sequence[DocstringPair]) -> dict:
     return {"fingerprint": fingerprint, "pairs": len(corpus), "shipped": fingerprint == SHIPPED_CORPUS}
 
 
-def versions(device: str) -> dict[str, str]:
+def run_versions(device: str) -> dict[str, str]:
     """What the numbers were made with."""
     packages = {name: version(name) for name in PACKAGES}
     place = f"{pick_device(device).type}, {torch.get_num_threads()} threads"
@@ -108,8 +108,8 @@ def pair_records(histories: Mapping[str, Sequence[Stages]]) -> list[dict]:
 
 
 def _records(stages: Stages) -> list[dict]:
-    asked, records = unpacked(read_table(stages["prompts"])), []
-    for pair in read_table(stages["pairs"]):
+    asked, records = unpacked(read_rows(stages["prompts"])), []
+    for pair in read_rows(stages["pairs"]):
         # A response that is its end alone was trained on here; as a record it has no text to carry.
         if pair["status"] != "pair" or not (pair["chosen_text"] and pair["rejected_text"]):
             continue
@@ -145,12 +145,14 @@ def _samples(asked: Sequence[dict], histories: Mapping[str, Sequence[Stages]]) -
     """The first held-out prompts with what pi_0 and each objective's last policy wrote: by the seed, not chosen."""
     first = next(iter(histories.values()))
     last = {"sft": first[0], **{name: history[-1] for name, history in histories.items()}}
-    written = {name: read_table(stages["evaluation"]) for name, stages in last.items()}
+    written = {name: read_rows(stages["evaluation"]) for name, stages in last.items()}
     shown = []
     for i, row in enumerate(asked[:SAMPLES_SHOWN]):
-        texts = {
-            name: {decoding: of_decoding(rows, decoding)[i][0]["text"] for decoding in ("greedy", "sampled")}
-            for name, rows in written.items()
-        }
+        texts = {name: _first_texts(rows, i) for name, rows in written.items()}
         shown.append({"prompt": row["prompt"], "reference": row["reference"], "policies": texts})
     return shown
+
+
+def _first_texts(rows: Written, prompt: int) -> dict[str, str]:
+    """The greedy and the first sampled response to a prompt."""
+    return {decoding: of_decoding(rows, decoding)[prompt][0]["text"] for decoding in ("greedy", "sampled")}

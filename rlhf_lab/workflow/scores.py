@@ -16,7 +16,7 @@ from rlhf_lab.judges.gold import Judge
 from rlhf_lab.judges.pairwise import pairwise_judge
 from rlhf_lab.judges.reward_model import reward_judge, reward_model
 from rlhf_lab.judges.served import server_judge
-from rlhf_lab.workflow.artefacts import Artefact, model_artefact, read_table, stage, write_table
+from rlhf_lab.workflow.artefacts import Artefact, model_artefact, read_rows, stage, write_rows
 from rlhf_lab.workflow.prompts import Row, unpacked
 from rlhf_lab.workflow.run import GOLD, Loop, NamedJudge, by_prompt
 from rlhf_lab.workflow.settings import WorkflowSettings, WorkflowTraining
@@ -121,11 +121,11 @@ def scores_stage(loop: Loop, iteration: int, prompts: Artefact, candidates: Arte
     facts = {"prompts": prompts.content, "candidates": candidates.content, "judge": loop.judge.identity}
 
     def make(path: Path) -> None:
-        texts = [[c["text"] for c in row] for row in by_prompt(read_table(candidates))]
+        texts = [[c["text"] for c in row] for row in by_prompt(read_rows(candidates))]
         rows = []
-        for i, row in enumerate(judge_texts(loop.judge, unpacked(read_table(prompts)), texts)):
+        for i, row in enumerate(judge_texts(loop.judge, unpacked(read_rows(prompts)), texts)):
             rows += [{"prompt": i, **judgement} for judgement in row]
-        write_table(path, rows, pa.schema(SCORES))
+        write_rows(path, rows, pa.schema(SCORES))
 
     return stage(loop.folder(iteration), "scores", facts, make)
 

@@ -91,10 +91,10 @@ def random_bandit(
         phi, rewards = None, low + (high - low) * uniform
     else:
         rewards, phi = _linear(phi, theta, low, high)
-    return Bandit(rewards, reference_logps(rewards, reference, sharpness, noise), features=phi)
+    return Bandit(rewards, drawn_reference(rewards, reference, sharpness, noise), features=phi)
 
 
-def reference_logps(rewards: Tensor, reference: Reference, sharpness: float, noise: Tensor) -> Tensor:
+def drawn_reference(rewards: Tensor, reference: Reference, sharpness: float, noise: Tensor) -> Tensor:
     """log pi_ref of a family, see `random_bandit`; noise: standard normal, the shape of rewards."""
     if reference not in REFERENCES:
         raise ValueError(f"reference={reference!r}: must be one of {', '.join(REFERENCES)}")

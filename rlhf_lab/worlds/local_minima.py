@@ -23,7 +23,7 @@ DAMPING = 1e-7
 Restrict = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
-class Problem(NamedTuple):
+class LocalProblem(NamedTuple):
     """N independent problems. wins [N, X, K, K], ref_logps and calibration (probabilities) [N, X, K], weight [N, X, 1]
     (alpha rho_x), beta [N, 1, 1], features [N, X, K, d] or None (then X = 1: free rewards of contexts are separate)."""
 
@@ -34,8 +34,8 @@ class Problem(NamedTuple):
     beta: Tensor
     features: Tensor | None
 
-    def take(self, rows: Tensor | slice) -> "Problem":
-        return Problem(*(None if tensor is None else tensor[rows] for tensor in self))
+    def take(self, rows: Tensor | slice) -> "LocalProblem":
+        return LocalProblem(*(None if tensor is None else tensor[rows] for tensor in self))
 
     def rewards(self, parameters: Tensor) -> Tensor:
         """r [N, X, K] = phi . theta, or the parameters themselves."""
@@ -60,7 +60,7 @@ def make_problem(
     calibration_logps: Tensor | None,
     rho: Tensor | None,
     features: Tensor | None,
-) -> Problem:
+) -> LocalProblem:
     """Free rewards make contexts separate problems (X moves into the batch); shared theta ties them together."""
     worlds, contexts, _ = ref_logps.shape
     if rho is not None:
@@ -70,13 +70,13 @@ def make_problem(
     weight = (alpha[:, None] * shares).unsqueeze(-1)
     calibration = (ref_logps if calibration_logps is None else calibration_logps).exp()
     if features is not None:
-        return Problem(wins, ref_logps, calibration, weight, beta[:, None, None], features)
+        return LocalProblem(wins, ref_logps, calibration, weight, beta[:, None, None], features)
     betas = beta[:, None].expand(worlds, contexts).reshape(-1, 1, 1)
     flat = (t.reshape(worlds * contexts, 1, *t.shape[2:]) for t in (wins, ref_logps, calibration, weight))
-    return Problem(*flat, betas, None)
+    return LocalProblem(*flat, betas, None)
 
 
-def optimistic_parts(problem: Problem, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def optimistic_parts(problem: LocalProblem, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Objective [N], gradient [N, P], Hessian [N, P, P] and its convex part (that of l alone), P parameters.
 
     In one pass, as all share sigma(r_i - r_j): exp(r) <= exp(bound) cannot overflow.
@@ -104,7 +104,7 @@ def optimistic_parts(problem: Problem, parameters: Tensor) -> tuple[Tensor, Tens
 
 
 def local_minima(
-    problem: Problem, start: Tensor, bound: float, tolerance: float = 1e-6, max_steps: int = 100
+    problem: LocalProblem, start: Tensor, bound: float, tolerance: float = 1e-6, max_steps: int = 100
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A local minimum for each start [N, P] by damped, projected Newton steps: parameters, objectives, gradients.
 
@@ -116,7 +116,7 @@ def local_minima(
 
 
 def _minimise_block(
-    problem: Problem, z: Tensor, bound: float, tolerance: float, max_steps: int
+    problem: LocalProblem, z: Tensor, bound: float, tolerance: float, max_steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     project, restrict = (_to_box, _in_box) if problem.features is None else (_to_ball, _in_ball)
     z = project(z, bound)

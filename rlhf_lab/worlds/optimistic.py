@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlhf_lab.bradley_terry.estimate import check_probabilities
 from rlhf_lab.worlds.bandit import check_logps
-from rlhf_lab.worlds.local_minima import Problem, local_minima, make_problem
+from rlhf_lab.worlds.local_minima import LocalProblem, local_minima, make_problem
 
 TIE = 1e-7  # objectives closer than this are the same
 
@@ -82,7 +82,7 @@ def fit_optimistic(
     )
 
 
-def hopes(problem: Problem, bound: float, attempts: Sequence[int] | None = None) -> list[Tensor]:
+def hopes(problem: LocalProblem, bound: float, attempts: Sequence[int] | None = None) -> list[Tensor]:
     """Starts [N, P] that promise much. Free rewards have 2K - 2: number k < K promises arm k alone the bound, all
     others minus the bound; number K, K + 1, .. promises it to the 2, 3, .. K - 1 arms that pi_ref plays least.
 
@@ -101,7 +101,7 @@ def hopes(problem: Problem, bound: float, attempts: Sequence[int] | None = None)
     return [low.scatter(1, every[:, n : n + 1] if n < arms else order[:, : n - arms + 2], bound) for n in attempts]
 
 
-def _disagreement(problem: Problem, z: Tensor, f: Tensor, ends: Tensor) -> Tensor:
+def _disagreement(problem: LocalProblem, z: Tensor, f: Tensor, ends: Tensor) -> Tensor:
     """bool [2, N]: objectives more than 1e-6 (relative) apart; policies more than .01 apart in total variation.
 
     ends: int64 [M, N], the rows of each world's starts."""

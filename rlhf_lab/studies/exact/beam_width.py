@@ -9,7 +9,7 @@ from rlhf_lab.common.intervals import Interval, comparison, difference_interval,
 from rlhf_lab.common.plots import OKABE_ITO, label_ends, method_colour, style
 from rlhf_lab.objective import Objective
 from rlhf_lab.studies.wording import Notes, Table, listed, told
-from rlhf_lab.worlds.trees.decoding import beam_search, guided_beams
+from rlhf_lab.worlds.trees.decoding import guided_beams, tree_beam_search
 from rlhf_lab.worlds.trees.dpo import descend, pairs_loss, sample_pairs
 from rlhf_lab.worlds.trees.tree import Levels, TokenTree, path_sums, random_tree, sequences
 from rlhf_lab.worlds.trees.values import expected_sum, implicit_rewards, soft_values
@@ -50,7 +50,7 @@ def one_kind(kind: str, seeds: int, widths: list[int], steps: tuple[int, int]) -
     policies = dict(zip(POLICIES, (exact.logps, *trained), strict=True))
     found = {name: [search(tree, logps, width) for width in widths] for name, logps in policies.items()}
     same = [
-        beam_search(exact.logps, width).leaves
+        tree_beam_search(exact.logps, width).leaves
         == guided_beams(tree.rewards, tree.ref_logps, exact.v, BETA, width).leaves
         for width in widths
     ]
@@ -66,7 +66,7 @@ def one_kind(kind: str, seeds: int, widths: list[int], steps: tuple[int, int]) -
 
 def search(tree: TokenTree, logps: Levels, width: int) -> dict[str, Tensor]:
     """R, R + beta log pi_ref, beta h, log pi and length of the likeliest sequence that a beam of this width finds."""
-    best = beam_search(logps, width).leaves[:, :1]
+    best = tree_beam_search(logps, width).leaves[:, :1]
     logp, ref = path_sums(logps), tree.ref_sequence_logps
     lengths = (sequences(tree.rewards) >= 0).sum(-1).expand_as(logp).double()
     of_all = (tree.returns, tree.returns + BETA * ref, BETA * (logp - ref), logp, lengths)

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rlhf_lab.common.intervals import difference_interval, mean_interval, number, sign, slope_interval
+from rlhf_lab.common.intervals import Interval, difference_interval, mean_interval, number, sign, slope_interval
 from rlhf_lab.common.plots import label_ends, method_colour, style
 from rlhf_lab.studies.wording import Notes, Table
 from rlhf_lab.worlds.bandit import Bandit, random_bandit
@@ -48,13 +48,14 @@ def run(seeds: int = SEEDS, fast: bool = False) -> dict[str, Any]:
             "curves": {m: [mean_interval(column) for column in v.T] for m, v in values.items()},
             "slopes": {m: slope_interval(sizes, v) for m, v in values.items()},
             "late_slopes": {m: slope_interval(sizes[-3:], v[:, -3:]) for m, v in values.items()},
-            "gain": {
-                m: [difference_interval(v[:, i], values["dpo"][:, i]) for i in range(len(sizes))]
-                for m, v in values.items()
-                if m != "dpo"
-            },
+            "gain": {m: _against_dpo(v, values["dpo"]) for m, v in values.items() if m != "dpo"},
         }
     return results
+
+
+def _against_dpo(curve: np.ndarray, dpo: np.ndarray) -> list[Interval]:
+    """The method's suboptimality minus DPO's, seed by seed, at each size; both [S, sizes]."""
+    return [difference_interval(ours, theirs) for ours, theirs in zip(curve.T, dpo.T, strict=True)]
 
 
 def _curves(bandit: Bandit, behaviour: Tensor, sizes: tuple[int, ...]) -> dict[str, np.ndarray]:

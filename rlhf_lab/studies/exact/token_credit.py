@@ -53,17 +53,16 @@ def run(seeds: int, fast: bool) -> dict:
         grid["to_advantages"].append(distance(credit, exact.advantages, tree))
         grid["to_rewards"].append(distance(credit, tree.rewards, tree))
     tables = {name: torch.stack(columns, 1) for name, columns in grid.items()}
-    against = {name: aucs[name] for name in ("random", "position")}
+    over = {}
+    for name in ("random", "position"):
+        over[name] = [difference_interval(column, aucs[name]) for column in tables["dpo"].T]
+    over["evenly"] = [difference_interval(a, b) for a, b in zip(tables["dpo"].T, tables["evenly"].T, strict=True)]
     return {
         "settings": {"seeds": seeds, "beta": BETA, "ridge": RIDGE, "vocab": VOCAB, "shares": list(shares)}
         | {"penalty": PENALTY, "pairs": nums, "sequences": tree.returns.shape[-1]},
         "baselines": {name: mean_interval(values) for name, values in aucs.items()},
         **{name: [mean_interval(column) for column in table.T] for name, table in tables.items()},
-        "over": {
-            name: [difference_interval(column, values) for column in tables["dpo"].T]
-            for name, values in against.items()
-        }
-        | {"evenly": [difference_interval(a, b) for a, b in zip(tables["dpo"].T, tables["evenly"].T, strict=True)]},
+        "over": over,
         "slope": slope_interval(nums, tables["to_advantages"]),
         "exact_preferences": recovery(seeds),
     }
@@ -119,10 +118,11 @@ def recovery(seeds: int) -> dict[str, float]:
     fitted = fit(wins_loss(Objective(beta=BETA), tree.ref_logps, wins), tree.ref_logps, tolerance=1e-12)
     credit = implicit_rewards(fitted.logps, tree.ref_logps, BETA)
     targets = {"advantages": soft_values(tree.rewards, tree.ref_logps, BETA).advantages, "rewards": tree.rewards}
-    return {
-        name: max(float((x - y).abs().max()) for x, y in zip(credit, target, strict=True))
-        for name, target in targets.items()
-    }
+    return {name: _largest_gap(credit, target) for name, target in targets.items()}
+
+
+def _largest_gap(a: Levels, b: Levels) -> float:
+    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
 
 
 def answer(results: dict) -> str:

@@ -15,7 +15,7 @@ from rlhf_lab.judges.report import Verdicts, best_of_n, judge_report
 from rlhf_lab.judges.reward_model import reward_judge, train_reward
 from rlhf_lab.studies.text.paths import Path as Points
 from rlhf_lab.studies.text.summaries import World, training_settings
-from rlhf_lab.workflow.artefacts import Artefact, read_table
+from rlhf_lab.workflow.artefacts import Artefact, read_rows
 from rlhf_lab.workflow.candidates import Candidate
 from rlhf_lab.workflow.pairs import compare, make_pairs, pair_examples, penalised_scores
 from rlhf_lab.workflow.prompts import prompt_text
@@ -53,7 +53,7 @@ def learned_judge(world: World, documents: list[DocstringPair], candidates: Draw
     return reward_judge(train_reward(world.model, world.tokenizer, examples, settings).model, world.tokenizer)
 
 
-def length_bias(candidates: Draws) -> float:
+def bias_of_length(candidates: Draws) -> float:
     """b that gives b * characters the standard deviation of gold, both within a document; a multiple of 2^-20."""
     lengths = Scale.of(np.array([[characters(c) for c in row] for row in candidates]))
     gold = Scale.of(np.array([[c.reward for c in row] for row in candidates]))
@@ -61,7 +61,7 @@ def length_bias(candidates: Draws) -> float:
 
 
 def biased_score(gold: float, text: str, bias: float) -> float:
-    """gold + bias * characters, gold rounded to 2^-40: with a bias of `length_bias` no sum of them is ever rounded.
+    """gold + bias * characters, gold rounded to 2^-40: with a bias of `bias_of_length` no sum of them is ever rounded.
 
     So a penalty of `bias` leaves the rounded gold itself. Of unrounded numbers it would leave ties apart by 1e-17, and
     what was dropped as a tie would become a comparison.
@@ -150,7 +150,7 @@ def same_pairs(folder: Path, bias: float) -> float:
 
 def _table(iteration: Path, name: str) -> list[dict]:
     (path,) = iteration.glob(f"{name}-*")
-    return read_table(Artefact(path, "", {}))
+    return read_rows(Artefact(path, "", {}))
 
 
 def characters(candidate: Candidate) -> int:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rlhf_lab.common.intervals import mean_interval
 from rlhf_lab.common.plots import METHOD_LABELS, OKABE_ITO, label_ends, method_colour, style
 from rlhf_lab.studies.text.offpolicy_arms import ARMS, DATA, LABELS
-from rlhf_lab.studies.text.paths import Path, along, contrast, draw_path, intervals
+from rlhf_lab.studies.text.paths import Path, contrast, draw_path, intervals, with_measure
 
 
 def draw(results: dict) -> Figure:
@@ -31,7 +31,7 @@ def draw_data(ax: Axes, results: dict, name: str) -> None:
     """DPO and WPO on one data set: sampled reward minus pi_0's, whose own spread over documents so cancels."""
     epochs, facts = [0, *results["settings"]["epochs"]], results["data"][name]
     for shift, arm in ((0.0, f"{name} dpo"), (0.02, f"{name} wpo")):
-        shown = along(results["paths"][arm], "epochs", [epoch + shift * epochs[-1] for epoch in epochs])
+        shown = with_measure(results["paths"][arm], "epochs", [epoch + shift * epochs[-1] for epoch in epochs])
         method = arm.split()[1]
         draw_path(ax, shown, "epochs", "gold", method_colour(method), METHOD_LABELS[method], gained=True)
     far = ", ".join(f"{np.mean(facts[side]):.1f}" for side in ("chosen_logp", "rejected_logp"))

@@ -59,10 +59,10 @@ def other_summaries(world: World, documents: Sequence[DocstringPair]) -> list[li
     options = {"n": CANDIDATES, "temperature": OTHER_TEMPERATURE, "max_new_tokens": MAX_NEW_TOKENS, "bf16": None}
     drawn = sample(model, prompts, seed=world.seed, eos_token_id=eos, **options)
     texts = [[response_text(tokenizer, tokens) for tokens in row if tokens[-1] == eos] for row in drawn]
-    return [
-        [written(world, text, document.summary) for text in row if text]
-        for row, document in zip(texts, documents, strict=True)
-    ]
+    summaries = []
+    for row, document in zip(texts, documents, strict=True):
+        summaries.append([written(world, text, document.summary) for text in row if text])
+    return summaries
 
 
 def hybrid_pairs(world: World, own: Sequence[Sequence[Candidate]]) -> list[Pair]:

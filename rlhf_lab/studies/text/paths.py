@@ -21,13 +21,13 @@ def collect(runs: Sequence[dict[str, list[dict[str, float]]]]) -> dict[str, Path
     shapes = [{arm: len(points) for arm, points in run.items()} for run in runs]
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"every seed needs the same arms and points, got {shapes}")
-    return {
-        arm: {
-            measure: [[round(run[arm][i][measure], DIGITS) for run in runs] for i in range(len(points))]
-            for measure in points[0]
-        }
-        for arm, points in runs[0].items()
-    }
+    paths: dict[str, Path] = {}
+    for arm, points in runs[0].items():
+        paths[arm] = {measure: [] for measure in points[0]}
+        for measure, path in paths[arm].items():
+            for i in range(len(points)):
+                path.append([round(run[arm][i][measure], DIGITS) for run in runs])
+    return paths
 
 
 def intervals(path: Path, measure: str) -> list[Interval]:
@@ -45,16 +45,17 @@ def gain(path: Path, measure: str, point: int = -1, *, since: int = 0) -> Interv
 
 def contrast(a: Path, b: Path, measure: str, point: int = -1, *, since: int | None = None) -> Interval:
     """a - b at a point, seed by seed; with `since`, what a has changed by since that point, minus what b has."""
-    values = a[measure][point], b[measure][point]
-    if since is not None:
-        values = tuple(
-            [now - then for now, then in zip(row, path[measure][since], strict=True)]
-            for row, path in zip(values, (a, b), strict=True)
-        )
-    return difference_interval(*values)
+    return difference_interval(_values(a[measure], point, since), _values(b[measure], point, since))
 
 
-def along(path: Path, name: str, values: Sequence[float]) -> Path:
+def _values(points: list[list[float]], point: int, since: int | None) -> list[float]:
+    """One number per seed at `point`, or what it has changed by since another one."""
+    if since is None:
+        return points[point]
+    return [now - then for now, then in zip(points[point], points[since], strict=True)]
+
+
+def with_measure(path: Path, name: str, values: Sequence[float]) -> Path:
     """The path with one more measure, which is the same for all seeds: the epochs at its points, say."""
     seeds = len(next(iter(path.values()))[0])
     return path | {name: [[value] * seeds for value in values]}

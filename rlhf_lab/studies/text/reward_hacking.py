@@ -18,11 +18,11 @@ from rlhf_lab.studies.text.hacking_proxies import (
     JUDGE,
     Scale,
     against_training,
+    bias_of_length,
     biased_judge,
     chosen_points,
     judge_numbers,
     learned_judge,
-    length_bias,
     mean_length,
     points,
     reached,
@@ -75,7 +75,7 @@ def one_seed(seed: int, seeds: int, size: dict, plan: dict) -> dict:
     judged, asked = world.documents[: plan["judged"]], world.documents[plan["judged"] :]
     candidates = draw_summaries(world, world.model, judged, JUDGE["draws"], stream=1)
     draws = draw_summaries(world, world.model, world.held_out, plan["best_of"], stream=2)
-    bias = length_bias(candidates)
+    bias = bias_of_length(candidates)
     with tempfile.TemporaryDirectory(prefix="study-") as scratch:
         judge = learned_judge(world, judged, candidates, f"{scratch}/judge")
         gold, learned, biased = (rewards(world, draws, j) for j in (gold_judge(), judge, biased_judge(bias)))

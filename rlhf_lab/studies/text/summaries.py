@@ -31,7 +31,7 @@ from rlhf_lab.workflow.evaluation import response_log_ratios
 from rlhf_lab.workflow.loop import iterations, open_loop
 from rlhf_lab.workflow.presets import Plan
 from rlhf_lab.workflow.prompts import Row, choose_documents, prompt_ids
-from rlhf_lab.workflow.results import collect
+from rlhf_lab.workflow.results import collect_results
 
 MAX_PROMPT_TOKENS = 200
 MAX_NEW_TOKENS = 48
@@ -155,7 +155,7 @@ def loop_rows(
     ((name, objective),) = plan.objectives.items()
     loop = open_loop(plan.settings, objective, plan.training, judge)
     history = list(iterations(loop, pool, held_out))[-1]
-    return collect({name: loop}, {name: history})["policies"]
+    return collect_results({name: loop}, {name: history})["policies"]
 
 
 def has_bf16(world: World) -> bool:

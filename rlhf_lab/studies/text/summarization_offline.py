@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from rlhf_lab.common.intervals import comparison, number
 from rlhf_lab.common.plots import OKABE_ITO, label_ends, method_colour, style
 from rlhf_lab.objective import Objective, preset
-from rlhf_lab.studies.text.paths import along, collect, contrast, draw_path, gain, intervals
+from rlhf_lab.studies.text.paths import Path, collect, contrast, draw_path, gain, intervals, with_measure
 from rlhf_lab.studies.text.sharing import sharing_notes
 from rlhf_lab.studies.text.summaries import World, draw_summaries, each_seed, measure, open_world, trained
 from rlhf_lab.studies.wording import Notes, Table, told
@@ -97,12 +97,15 @@ def table(results: dict) -> Table:
         "KL to SFT, nats a response",
     ]
     for arm, path in results["paths"].items():
-        sampled, greedy = (
-            [number(gain(path, measured, since=since), "+.3f") for since in (0, 1)] for measured in ("gold", "greedy")
-        )
+        sampled, greedy = _gains(path, "gold"), _gains(path, "greedy")
         against = "" if arm == "dpo" else number(contrast(path, results["paths"]["dpo"], "gold"), "+.3f")
         rows.append([LOOKS[arm][0], *sampled, against, *greedy, number(intervals(path, "kl")[-1], ".1f")])
     return rows
+
+
+def _gains(path: Path, measure: str) -> list[str]:
+    """What the measure has changed by at the end, since pi_0 and since the first epoch."""
+    return [number(gain(path, measure, since=since), "+.3f") for since in (0, 1)]
 
 
 def notes(results: dict) -> Notes:
@@ -147,7 +150,7 @@ def draw(results: dict) -> Figure:
         fig, axes = plt.subplots(1, 3, figsize=(13.0, 4.0))
         for arm, path in results["paths"].items():
             label, colour, line = LOOKS[arm]
-            shown = along(path, "epochs", epochs)
+            shown = with_measure(path, "epochs", epochs)
             draw_path(axes[0], shown, "kl", "gold", colour, label, line, gained=True)
             draw_path(axes[1], shown, "epochs", "gold", colour, label, line, gained=True)
             draw_path(axes[2], shown, "epochs", "greedy", colour, label, line, gained=True)

@@ -25,7 +25,7 @@ class Beams(NamedTuple):
     scores: Tensor
 
 
-def beam_search(increments: Levels, width: int, values: Levels | None = None) -> Beams:
+def tree_beam_search(increments: Levels, width: int, values: Levels | None = None) -> Beams:
     """Keep the b prefixes with the highest sum of x(s,a) so far + V(s'); finished sequences keep their place by score.
 
     increments: x(s,a), [S, W^t, V]: log pi for likelihood, r + beta log pi_ref for guided decoding. values: V(s) of
@@ -61,7 +61,7 @@ def beam_search(increments: Levels, width: int, values: Levels | None = None) ->
 def guided_beams(rewards: Levels, ref_logps: Levels, values: Levels, beta: float, width: int) -> Beams:
     """Beams ranked by sum(r + beta log pi_ref) + V(s): decoding guided by a value function."""
     increments = tuple(r + beta * ref for r, ref in zip(rewards, ref_logps, strict=True))
-    return beam_search(increments, width, values)
+    return tree_beam_search(increments, width, values)
 
 
 def proxy_tuned(base_logps: Levels, small_logps: Levels, small_ref_logps: Levels, scale: float = 1.0) -> Levels:
