@@ -118,7 +118,10 @@ def test_a_sure_step_of_next_to_nothing_is_nothing():
 
 def test_what_cannot_be_told_is_not_said():
     assert learning(watched([1.0]), None, None) is None
-    assert learning(None, None, watched([2.0, 3.0], LOSS)) is None  # resumed: where the loss began is not known
+    resumed = {"before": None, "after": watched([2.0, 3.0], LOSS), "resumed": True}
+    assert learning(watched([3.0] * 9, LOSS), **resumed) is None  # where the loss began is not known
+    assert learning(watched([3.0, 4.0]), None, None, resumed=True).quantity == MARGIN  # but where the margin ended is
+    assert learning(watched([]), None, None, resumed=True) is None  # a finished run: no step, nothing to evaluate
     assert learning(watched([1.0, float("nan")]), None, None) is None
 
 

@@ -82,11 +82,13 @@ class Watched:
         return list(islice(self.last, max(0, len(self.last) - count), None))
 
 
-def learning(trained: Watched | None, before: Watched | None, after: Watched | None) -> Learning | None:
+def learning(
+    trained: Watched, before: Watched | None, after: Watched | None, *, resumed: bool = False
+) -> Learning | None:
     """The verdict on held-out examples where it can be had, else on those of training; None where nothing can be told.
 
-    trained: from the first step on; None for a resumed run, which has seen only the end. before, after: the held-out
-    examples, in the same order, before the first step and after the last one.
+    trained: the steps of this call; of a resumed run only the end, so that nothing is known of where its loss began.
+    before, after: the held-out examples, in the same order, before the first step and after the last one.
     """
     for each in (trained, before, after):
         if each is not None:
@@ -96,11 +98,11 @@ def learning(trained: Watched | None, before: Watched | None, after: Watched | N
     if before is not None and after is not None and before.count == after.count:
         ends = before.tail(before.count), after.tail(after.count)
         return _of(LOSS, f"before to after training, on {after.count} held-out examples,", *ends)
-    if trained is None:
-        return None
     if trained.quantity == MARGIN:
         last = trained.tail(WINDOW)
         return _of(MARGIN, f"the last {len(last)} pairs trained on", last)
+    if resumed:
+        return None
     window = min(WINDOW, trained.count // 3)
     return _of(LOSS, f"the first to the last {window} examples", trained.first[:window], trained.tail(window))
 

@@ -181,7 +181,7 @@ def _train(
     history = read_metrics(settings.output_dir)
     latest = {name: value for row in history for name, value in row.items()}
     seconds = time.perf_counter() - begin
-    verdict = learning(trained if resumed_from is None else None, before, after)
+    verdict = learning(trained, before, after, resumed=resumed_from is not None)
     return TrainingResult(model, Path(settings.output_dir), step, latest, history, seconds, resumed_from, verdict)
 
 
