@@ -71,7 +71,10 @@ def kept(path: Path | None) -> Iterator[Journals]:
 
 def _read(path: Path) -> dict[str, dict]:
     """What the lines say; a last line that was cut is left out, any other that is broken is an error that names it."""
-    lines = path.read_text(encoding="utf8").splitlines() if path.exists() else []
+    try:
+        lines = path.read_text(encoding="utf8").splitlines() if path.exists() else []
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is broken ({error}): delete the file to ask again") from error
     found: dict[str, dict] = {}
     for number, line in enumerate(lines, start=1):
         try:

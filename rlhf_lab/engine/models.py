@@ -55,6 +55,10 @@ def _check_repeatable(model: PreTrainedModel) -> None:
     finally:
         for module, mode in modes.items():
             module.training = mode
+    if not bool(first.isfinite().all()):
+        raise FloatingPointError(
+            f"{type(model).__name__}: its hidden states are not numbers; weights may have diverged"
+        )
     if not torch.equal(first, second):
         raise ValueError(
             f"{type(model).__name__} draws noise in training mode that could not be switched off (two passes over the "

@@ -8,6 +8,7 @@ differ in the last bit, and a tie would count as a comparison.
 """
 
 import re
+import sys
 import unicodedata
 from functools import cache, lru_cache
 
@@ -15,8 +16,18 @@ from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL")
-# A run of letters and digits, or one character of a script that puts no spaces between its words.
-WORD = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|[^\W_\u3040-\u30ff\u4e00-\u9fff]+")
+
+
+@cache
+def word_pattern() -> re.Pattern:
+    """A run of letters and digits with their marks, or one character of a script that puts no spaces between words.
+
+    Vowel signs and accents (Unicode's M categories) are no `\\w` to Python: without them Hindi, Thai or Arabic words
+    that differ in a vowel alone would be one word.
+    """
+    marks = "".join(chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] == "M")
+    single = "\u3040-\u30ff\u4e00-\u9fff"
+    return re.compile(f"[{single}]|[^\\W_{single}](?:[^\\W_{single}]|[{re.escape(marks)}])*")
 
 
 @lru_cache(maxsize=100_000)
@@ -51,5 +62,5 @@ class UnicodeWords:
 
     def tokenize(self, text: str) -> list[str]:
         """Words in order, lower-cased and composed (NFC): "é" is one letter however it was typed."""
-        words = WORD.findall(unicodedata.normalize("NFC", text).lower())
+        words = word_pattern().findall(unicodedata.normalize("NFC", text).lower())
         return [self.stemmer.stem(word) if word.isascii() and len(word) > 3 else word for word in words]

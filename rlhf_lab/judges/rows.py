@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from rlhf_lab.data.contents import Content
 from rlhf_lab.data.encoding import Ids, add_bos_eos, bos_id, chat_response_ids, encode_prompt, encode_response
 from rlhf_lab.data.examples import Example
+from rlhf_lab.data.problems import TokenError
 from rlhf_lab.data.truncation import Limits, truncate
 from rlhf_lab.engine.batches import Batch, collate, token_budget_batches
 from rlhf_lab.engine.limits import check_examples
@@ -44,8 +45,11 @@ def encode_responses(
 
 def _encoded(prompt: Content, text: str, tokenizer) -> Ids:
     if not isinstance(prompt, str):
-        ids = chat_response_ids(prompt, ({"role": "assistant", "content": text},), tokenizer)
-        return add_bos_eos((), (ids,), tokenizer)[1][0]
+        try:
+            ids = chat_response_ids(prompt, ({"role": "assistant", "content": text},), tokenizer)
+            return add_bos_eos((), (ids,), tokenizer)[1][0]
+        except TokenError:
+            pass  # a template may cut or refuse what a policy writes; it is judged as it stands then, with EOS
     return encode_response(text, tokenizer) if text.strip() else (tokenizer.eos_token_id,)
 
 

@@ -17,9 +17,11 @@ from pathlib import Path
 
 import numpy
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
+from rlhf_lab.common.errors import cause
 from rlhf_lab.common.files import obey_umask
 from rlhf_lab.training.settings import TrainingSettings
 
@@ -72,11 +74,19 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Progress:
-    """Put weights, optimizer and random-number generators into the state of the checkpoint; returns its progress."""
-    load_model(model, str(path / "model.safetensors"))
-    _load_optimizers(load_file(path / "optimizer.safetensors"), model, optimizers)
-    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    _set_rng_state(load_file(path / "rng.safetensors"), state["rng"])
+    """Put weights, optimizer and random-number generators into the state of the checkpoint; returns its progress.
+
+    Raises ValueError that names the checkpoint and the remedy if a file of it is cut or missing.
+    """
+    try:
+        load_model(model, str(path / "model.safetensors"))
+        _load_optimizers(load_file(path / "optimizer.safetensors"), model, optimizers)
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        _set_rng_state(load_file(path / "rng.safetensors"), state["rng"])
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path} is not whole ({cause(error)}): delete it, and the same command goes on from the one before"
+        ) from error
     return Progress(**state["progress"])
 
 

@@ -180,6 +180,8 @@ def _train(
     _finish(model, tokenizer, settings)
     history = read_metrics(settings.output_dir)
     latest = {name: value for row in history for name, value in row.items()}
+    if not eval_examples:  # an earlier call may have evaluated on examples that this one was not given
+        latest = {name: value for name, value in latest.items() if not name.startswith("eval_")}
     seconds = time.perf_counter() - begin
     verdict = learning(trained, before, after, resumed=resumed_from is not None)
     return TrainingResult(model, Path(settings.output_dir), step, latest, history, seconds, resumed_from, verdict)

@@ -35,7 +35,10 @@ from rlhf_lab.training.settings import TrainingSettings
 
 RUN_FILE = "run.json"
 # What a run writes under these names it would take from a stranger; a folder that has them needs a run.json.
-TAKEN = (METRICS_FILE, "config.json", "generation_config.json", "model*.safetensors", "tokenizer*", "chat_template*")
+TAKEN = (
+    *(METRICS_FILE, "data.json", "config.json", "generation_config.json", "model*.safetensors", "pytorch_model*.bin"),
+    *("adapter_*", "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "chat_template*"),
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ def run_folder(settings: TrainingSettings, identity: dict[str, str]) -> Iterator
         _check_owner(folder, settings, identity)
     with owned(folder, "--output_dir"):
         record = _check_owner(folder, settings, identity)
-        remove_unfinished(folder)
+        if record is not None:  # what is called unfinished in a folder without a record is a stranger's
+            remove_unfinished(folder)
         if record is not None and not settings.resume:
             for path in checkpoints(folder):
                 remove(path)
@@ -170,6 +174,9 @@ def _check_owner(folder: Path, settings: TrainingSettings, identity: dict[str, s
 
 
 def _delete(folder: Path, files: Sequence[str]) -> None:
+    outside = [name for name in files if not (folder / name).resolve().is_relative_to(folder.resolve())]
+    if outside:
+        raise ValueError(f"{folder / RUN_FILE} names {outside[0]!r}, which lies outside the folder: nothing is deleted")
     for name in files:
         (folder / name).unlink(missing_ok=True)
         parent = (folder / name).parent

@@ -56,7 +56,8 @@ def run_workflow(
     refuse_model_folder(out, settings.model_name_or_path, settings.judge if settings.judge != "server" else None)
     check_ours(out)
     with owned(out, "--output_dir"), interruptible(lambda: f"finished stages are kept: {WAY_ON}"):
-        clear_unfinished(out)
+        if any(out.glob(f"iteration-0/prompts-*/{MANIFEST}")):  # else what is called unfinished is a stranger's
+            clear_unfinished(out)
         return _run(Plan(settings, dict(objectives), training), corpus, judge)
 
 

@@ -90,7 +90,9 @@ def prompt_pools(
             f"{len(pools[0])} and {len(pools[1])} of at most {max_tokens} tokens: lower prompts or eval_prompts"
             + (", or choose documents='cycle'" if settings.documents == "blocks" else "")
         )
-    return pools[0], pools[1][: settings.held_out]
+    held_out = pools[1][: settings.held_out]
+    asked = {tuple(row["ids"]) for row in held_out}
+    return [row for row in pools[0] if tuple(row["ids"]) not in asked], held_out
 
 
 def distinct(rows: Sequence[Row], source: str) -> list[Row]:
@@ -160,7 +162,9 @@ def _file_rows(path: str, tokenizer, max_tokens: int) -> list[Row]:
         except ValueError as error:
             problems.append(f"row {number}, prompt: {error}")
             continue
-        if not ids or not isinstance(reference, str | None):
+        if isinstance(reference, str) and not reference.strip():
+            problems.append(f"row {number}: `reference` is empty: fill it in, or leave the column out of every row")
+        elif not ids or not isinstance(reference, str | None):
             problems.append(f"row {number}: needs a `prompt`, and its `reference`, if any, as text")
         elif len(ids) > max_tokens:
             problems.append(f"row {number}: {len(ids)} tokens, but only {max_tokens} leave room for a response")

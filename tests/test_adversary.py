@@ -1,0 +1,88 @@
+"""Small inputs that a fresh reader broke the project with: each is a kind of fault, with the right value."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from rlhf_lab.judges.rouge import rouge_l
+from rlhf_lab.judges.rows import encode_responses
+from rlhf_lab.training import run_folder
+from rlhf_lab.training.run_folder import RunRecord, write_run
+from rlhf_lab.training.settings import TrainingSettings
+from rlhf_lab.workflow.loop import run_workflow
+from rlhf_lab.workflow.prompts import prompt_pools
+from tests.test_workflow import by_length, chat_tokenizer
+from tests.toy import save_toy, toy_corpus, toy_tokenizer
+from tests.workflow_toy import toy_run
+
+
+@pytest.mark.parametrize(("a", "b"), [("दिल", "दाल"), ("की", "का"), ("ดี", "ดู"), ("سَلام", "سِلام"), ("x̄", "x")])
+def test_words_that_differ_in_a_vowel_sign_are_two_words(a, b):
+    assert rouge_l(a, b) == 0.0 and rouge_l(a, a) == 1.0
+    assert rouge_l(f"{a} one", f"{b} one") == 0.5
+
+
+def test_a_sign_inside_a_word_does_not_part_it():
+    assert rouge_l("தமிழ்", "தமி") == 0.0
+
+
+def test_a_document_of_both_splits_is_held_out_only():
+    corpus = [replace(pair, split=split) for pair in toy_corpus(12) for split in ("validation", "test")]
+    plan = toy_run("out", "model", prompts=1, eval_prompts=4)
+    pool, held_out = prompt_pools(plan.settings, toy_tokenizer(), 0, 26, corpus)
+    assert not {row["prompt"] for row in pool} & {row["prompt"] for row in held_out} and len(pool) == 8
+
+
+def test_an_empty_reference_is_named_before_anything_is_drawn(tmp_path):
+    save_toy(tmp_path / "sft")
+    rows = [{"prompt": f"{d.description} <tldr>", "reference": "key"} for d in toy_corpus()[:20]]
+    rows[3]["reference"] = "  "
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="row 3: `reference` is empty"):
+        run_workflow(*toy_run(tmp_path / "run", str(tmp_path / "sft"), prompts_file=str(tmp_path / "p.jsonl")))
+
+
+def test_a_response_that_the_template_cuts_is_judged_as_it_stands(tmp_path):
+    """A template that keeps only what follows "row", as some drop what precedes </think>: a score, and not an error."""
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "open {{ m.content }}", "open {{ m.content.split('row')[-1] }}"
+    )
+    prompt = ({"role": "user", "content": "read file"},)
+    ((_, (whole, cut)),) = encode_responses([prompt], [["key table", "write row key"]], tokenizer)
+    assert tokenizer.decode(whole) == "key table <tldr>" and tokenizer.decode(cut) == "write row key <eos>"
+
+
+def test_what_a_stranger_calls_unfinished_stays(tmp_path):
+    thesis = tmp_path / "run" / ".unfinished-thesis"
+    thesis.mkdir(parents=True)
+    with run_folder.run_folder(TrainingSettings(str(tmp_path / "run")), {"task": "test"}):
+        assert thesis.is_dir()
+    note = tmp_path / "loop" / "iteration-1" / ".unfinished-notes"
+    note.mkdir(parents=True)
+    save_toy(tmp_path / "sft")
+    plan = toy_run(tmp_path / "loop", str(tmp_path / "sft"), iterations=1, judge="length")
+    run_workflow(*plan, corpus=toy_corpus(), judge=by_length)
+    assert note.is_dir()
+
+
+def test_a_record_that_names_files_outside_deletes_nothing(tmp_path):
+    victim, folder = tmp_path / "victim.txt", tmp_path / "run"
+    victim.write_text("mine")
+    folder.mkdir()
+    write_run(folder, RunRecord({"task": "test"}, ("../victim.txt",)))
+    settings = TrainingSettings(str(folder), resume=False)
+    with pytest.raises(ValueError, match="outside the folder"), run_folder.run_folder(settings, {"task": "test"}):
+        pass
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["data.json", "special_tokens_map.json", "adapter_config.json", "vocab.json"])
+def test_a_strangers_file_of_a_models_name_is_not_taken_over(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with (
+        pytest.raises(ValueError, match="nothing there is touched"),
+        run_folder.run_folder(TrainingSettings(str(tmp_path)), {"task": "test"}),
+    ):
+        pass
