@@ -4,7 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
+from transformers import PreTrainedTokenizerFast
 
+from rlhf_lab.credit.tokens import PlantedError, error_mask
+from rlhf_lab.engine.loading import load_model
 from rlhf_lab.judges.rouge import rouge_l
 from rlhf_lab.judges.rows import encode_responses
 from rlhf_lab.training import run_folder
@@ -12,7 +18,7 @@ from rlhf_lab.training.run_folder import RunRecord, write_run
 from rlhf_lab.training.settings import TrainingSettings
 from rlhf_lab.workflow.loop import run_workflow
 from rlhf_lab.workflow.prompts import prompt_pools
-from tests.test_workflow import by_length, chat_tokenizer
+from tests.test_workflow import by_length, chat_tokenizer, table
 from tests.toy import save_toy, toy_corpus, toy_tokenizer
 from tests.workflow_toy import toy_run
 
@@ -86,3 +92,60 @@ def test_a_strangers_file_of_a_models_name_is_not_taken_over(tmp_path, name):
         run_folder.run_folder(TrainingSettings(str(tmp_path)), {"task": "test"}),
     ):
         pass
+
+
+def test_a_long_prompt_is_refused_cut_or_dropped(tmp_path, capsys):
+    """One prompt of 40 words among twenty; 26 positions are left beside a response."""
+    save_toy(tmp_path / "sft")
+    rows = [{"prompt": f"{d.description} <tldr>", "reference": "key"} for d in toy_corpus()[:20]]
+    rows[5]["prompt"] = "row " * 39 + "<tldr>"
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"prompts_file": str(tmp_path / "p.jsonl"), "iterations": 1, "prompts": 14}
+    with pytest.raises(ValueError, match=r"row 5: 40 tokens.*--long_prompts truncate or drop"):
+        run_workflow(*toy_run(tmp_path / "a", str(tmp_path / "sft"), **options))
+    run_workflow(*toy_run(tmp_path / "b", str(tmp_path / "sft"), long_prompts="truncate", **options))
+    assert "1 prompts of more than 26 tokens are cut to their last 26 tokens" in capsys.readouterr().out
+    longest = max(
+        table(tmp_path / "b", 0, "prompts") + table(tmp_path / "b", 1, "prompts"), key=lambda r: len(r["ids"])
+    )
+    assert len(longest["ids"]) == 26 and longest["ids"][-1] == 2
+    with pytest.raises(ValueError, match="there are 13 and 6"):
+        run_workflow(*toy_run(tmp_path / "c", str(tmp_path / "sft"), long_prompts="drop", **options))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "read", "tools": [{"name": "f"}]}', "`tools`, which is not supported"),
+        ('{"prompt": "read", "prompt": "write"}', "key given twice"),
+        ('{"prompt": "read"', "malformed JSON"),
+    ],
+)
+def test_rows_of_a_prompts_file_are_refused_by_name(tmp_path, line, message):
+    save_toy(tmp_path / "sft")
+    (tmp_path / "p.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match=message):
+        run_workflow(*toy_run(tmp_path / "run", str(tmp_path / "sft"), prompts_file=str(tmp_path / "p.jsonl")))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_broken_generation_config_is_named(tmp_path, content):
+    """transformers goes on without it, and the model would end its responses elsewhere."""
+    save_toy(tmp_path)
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(ValueError, match=r"generation_config\.json"):
+        load_model(tmp_path)
+
+
+def test_the_planted_token_is_found_behind_a_space_mark():
+    """A SentencePiece-like tokenizer marks the text's first word; a response goes on, so that its ids have no mark."""
+    vocabulary = [("<unk>", 0.0), ("<eos>", 0.0), ("\u2581", -1.0), ("\n", -1.0)]
+    vocabulary += [
+        (piece, -2.0) for piece in ("\u2581returns", "returns", "\u2581the", "\u2581number", "\u25817", "7", "\u2581of")
+    ]
+    backend = Tokenizer(Unigram(vocabulary, unk_id=0))
+    backend.pre_tokenizer = Metaspace(prepend_scheme="always")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", unk_token="<unk>")
+    text = "returns the number 7 of"
+    ids, mask = error_mask(PlantedError(0, text, 19, 20, "4", "number"), tokenizer)
+    assert [tokenizer.convert_ids_to_tokens(i) for i, wrong in zip(ids, mask, strict=True) if wrong] == ["\u25817"]

@@ -53,6 +53,9 @@ class DataArguments:
     """leave out rows that cannot be used, and report them, instead of refusing the file"""
 
     def __post_init__(self) -> None:
+        empty = [name for name in ("train_file", "dataset_name", "eval_file") if getattr(self, name) == ""]
+        if empty:
+            raise ValueError(f"--{empty[0]} is empty: name a file, or leave the flag out")
         if (self.train_file is None) == (self.dataset_name is None):
             raise ValueError("give one of --train_file and --dataset_name: where are the records to train on?")
         if self.train_file is not None and self.dataset_split is not None:

@@ -91,16 +91,30 @@ def planted_errors(documents: Sequence[tuple[str, str]], *, seed: int = 0) -> li
 def error_mask(error: PlantedError, tokenizer) -> tuple[list[int], list[bool]]:
     """The altered summary's ids, EOS last, and for each whether it overlaps the planted word.
 
-    Raises ValueError if the tokenizer cannot say where its tokens lie in the text (no fast tokenizer).
+    Raises ValueError if the tokenizer cannot say where its tokens lie in the text.
     """
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} gives no offsets: locating errors needs a fast tokenizer")
     ids = list(encode_response(error.text, tokenizer))
+    offsets = _offsets(error.text, ids, tokenizer)
+    mask = [start < error.end and end > error.start for start, end in offsets]
+    return ids, mask + [False] * (len(ids) - len(offsets))
+
+
+def _offsets(text: str, ids: Sequence[int], tokenizer) -> list[tuple[int, int]]:
+    """Where each of the response's tokens lies in its text; ids: with the end, as `encode_response` gives them.
+
+    A response goes on from other text: SentencePiece tokenizers encode it otherwise than the text alone, and as behind
+    a line end. Offsets of other ids would mark other tokens. Raises ValueError if neither gives the response's ids.
+    """
     options = {"add_special_tokens": False, "split_special_tokens": True}
-    offsets = tokenizer(error.text, return_offsets_mapping=True, **options).offset_mapping
-    return ids, [start < error.end and end > error.start for start, end in offsets] + [False] * (
-        len(ids) - len(offsets)
-    )
+    for before in ("", "\n"):
+        skipped = len(tokenizer(before, **options).input_ids) if before else 0
+        found = tokenizer(before + text, return_offsets_mapping=True, **options)
+        own = found.input_ids[skipped:]
+        if own == list(ids[: len(own)]):
+            return [(start - len(before), end - len(before)) for start, end in found.offset_mapping[skipped:]]
+    raise ValueError(f"{type(tokenizer).__name__} does not say where a response's tokens lie: {text[:60]!r}")
 
 
 def location_auc(

@@ -35,14 +35,30 @@ def _bytes_of(path: Path) -> bytes:
 def _parse_line(number: int, line: bytes) -> Any:
     where = f"line {number + 1}: "
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8"), object_pairs_hook=_once)
     except UnicodeDecodeError as error:
         return Problem(number, "line", "undecodable bytes", f"{where}byte {error.start} of {shorten(line)}")
     except json.JSONDecodeError as error:
         return Problem(number, "line", "malformed JSON", f"{where}{error.msg} at character {error.pos}")
     except RecursionError:
         return Problem(number, "line", "malformed JSON", f"{where}nested too deeply")
+    except TwiceError as error:
+        return Problem(number, "line", "key given twice", f"{where}{error}")
+    except ValueError as error:  # a number of thousands of digits
+        return Problem(number, "line", "malformed JSON", f"{where}{cause(error)}")
     return row if isinstance(row, dict) else Problem(number, "line", "not a JSON object", where + shorten(row))
+
+
+class TwiceError(ValueError):
+    """A JSON object has a key twice: nobody can say which of its values is meant."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise TwiceError(repr(next(name for name in names if names.count(name) > 1)))
+    return found
 
 
 def _read_csv(path: Path) -> Read:

@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from rlhf_lab.common.assets import SHIPPED, small_model_path
 from rlhf_lab.common.errors import cause
+from rlhf_lab.common.files import read_whole
 
 # Heads of other tasks: what a causal model would lack there is drawn at random by transformers, with a warning only.
 OTHER_TASKS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "ForMaskedLM")
@@ -89,6 +90,7 @@ def refuse_other_tasks(source: str) -> None:
 
 def load_whole(kind: type, source: str) -> PreTrainedModel:
     """kind.from_pretrained(source) in float32. Raises ValueError if a weight is missing, of another shape, or cut."""
+    _refuse_broken_configs(source)
     _refuse_pointers(source)
     try:
         with quiet_transformers():
@@ -104,8 +106,17 @@ def load_whole(kind: type, source: str) -> PreTrainedModel:
     return model
 
 
+def _refuse_broken_configs(source: str) -> None:
+    """transformers goes on without a generation config that it cannot read, and a model then ends otherwise."""
+    for name in ("config.json", "generation_config.json"):
+        file = Path(source) / name
+        if file.is_file() and not isinstance(read_whole(file, "take it from the model's source again"), dict):
+            raise ValueError(f"{file} holds no settings: take it from the model's source again")
+
+
 def _refuse_pointers(source: str) -> None:
-    for file in sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else ():
+    weights = [*Path(source).glob("*.safetensors"), *Path(source).glob("*.bin")] if Path(source).is_dir() else []
+    for file in sorted(weights):
         with file.open("rb") as stream:
             if stream.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise ValueError(f"{file} is a Git LFS pointer, not the weights: run `git lfs pull` in its repository")

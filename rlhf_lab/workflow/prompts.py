@@ -10,8 +10,10 @@ import pyarrow as pa
 from rlhf_lab.common.files import key_of
 from rlhf_lab.data.contents import Content, as_content
 from rlhf_lab.data.docstrings import DocstringPair, docstring_pairs
-from rlhf_lab.data.encoding import TokenError, encode_prompt, special_tokens
+from rlhf_lab.data.encoding import bos_id, encode_prompt, special_tokens
+from rlhf_lab.data.problems import Problem
 from rlhf_lab.data.sources import read_table
+from rlhf_lab.data.truncation import keep_last
 from rlhf_lab.workflow.artefacts import Artefact, stage, write_rows
 from rlhf_lab.workflow.run import IDS, Loop
 from rlhf_lab.workflow.settings import WorkflowSettings
@@ -79,7 +81,7 @@ def prompt_pools(
     if settings.prompts_file is None:
         pools = _docstring_pools(tokenizer, seed, max_tokens, corpus)
     else:
-        rows = distinct(_file_rows(settings.prompts_file, tokenizer, max_tokens), settings.prompts_file)
+        rows = distinct(_file_rows(settings, tokenizer, max_tokens), settings.prompts_file)
         random.Random(f"{seed}/prompts").shuffle(rows)
         cut = max(0, len(rows) - settings.held_out)
         pools = rows[:cut], rows[cut:]
@@ -149,32 +151,49 @@ def _docstring_pools(tokenizer, seed: int, max_tokens: int, corpus) -> tuple[lis
     return rows("validation"), rows("test")
 
 
-def _file_rows(path: str, tokenizer, max_tokens: int) -> list[Row]:
-    rows, problems = [], []
-    for number, row in read_table(path).rows:
-        given, reference = (row.get("prompt"), row.get("reference")) if isinstance(row, dict) else (None, None)
+def _file_rows(settings: WorkflowSettings, tokenizer, max_tokens: int) -> list[Row]:
+    rows, problems, long = [], [], 0
+    for number, given in read_table(settings.prompts_file).rows:
         try:
-            prompt = as_content(given) if given else None
-            ids = list(encode_prompt(prompt, tokenizer)) if prompt else []
-        except TokenError as error:
+            row = _file_row(given, tokenizer)
+        except ValueError as error:
             problems.append(f"row {number}: {error}")
             continue
-        except ValueError as error:
-            problems.append(f"row {number}, prompt: {error}")
-            continue
-        if isinstance(reference, str) and not reference.strip():
-            problems.append(f"row {number}: `reference` is empty: fill it in, or leave the column out of every row")
-        elif not ids or not isinstance(reference, str | None):
-            problems.append(f"row {number}: needs a `prompt`, and its `reference`, if any, as text")
-        elif len(ids) > max_tokens:
-            problems.append(f"row {number}: {len(ids)} tokens, but only {max_tokens} leave room for a response")
-        elif not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
-            problems.append(f"row {number}: the prompt ends with an assistant's message; drop the row or the message")
-        else:
-            rows.append(Row(prompt=prompt, ids=ids, reference=reference))
+        if len(row["ids"]) > max_tokens:
+            long += 1
+            if settings.long_prompts == "refuse":
+                problems.append(
+                    f"row {number}: {len(row['ids'])} tokens, but only {max_tokens} leave room for a response"
+                )
+            if settings.long_prompts != "truncate":
+                continue
+            row["ids"] = list(keep_last(tuple(row["ids"]), max_tokens, bos_id(tokenizer)))
+        rows.append(row)
     without = sum(row["reference"] is None for row in rows)
     if 0 < without < len(rows):
         problems.append(f"{without} of {len(rows)} rows have no `reference`: give it in every row, or in none")
     if problems:
-        raise ValueError(f"{path}: {len(problems)} problems, " + "; ".join(problems[:5]))
+        advice = f"; {long} prompts are too long: --long_prompts truncate or drop goes on" if long else ""
+        raise ValueError(f"{settings.prompts_file}: {len(problems)} problems, {'; '.join(problems[:5])}{advice}")
+    if long:
+        verb = "dropped" if settings.long_prompts == "drop" else f"cut to their last {max_tokens} tokens"
+        print(f"{settings.prompts_file}: {long} prompts of more than {max_tokens} tokens are {verb}")
     return rows
+
+
+def _file_row(given: object, tokenizer) -> Row:
+    """One row of the file. Raises ValueError that says what is wrong with it."""
+    if isinstance(given, Problem):
+        raise ValueError(f"{given.kind}: {given.example}")
+    if not given.get("prompt"):
+        raise ValueError("needs a `prompt`")
+    if unread := [name for name in ("tools", "chat_template_kwargs") if given.get(name)]:
+        raise ValueError(f"a template would show the model `{unread[0]}`, which is not supported")
+    prompt, reference = as_content(given["prompt"]), given.get("reference")
+    if not isinstance(reference, str | None):
+        raise ValueError("needs its `reference`, if any, as text")
+    if reference is not None and not reference.strip():
+        raise ValueError("`reference` is empty: fill it in, or leave the column out of every row")
+    if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+        raise ValueError("the prompt ends with an assistant's message; drop the row or the message")
+    return Row(prompt=prompt, ids=list(encode_prompt(prompt, tokenizer)), reference=reference)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from rlhf_lab.common.files import PathText
+from rlhf_lab.data.truncation import LongPrompts
 from rlhf_lab.engine.serving.exchange import base_url, check_patience
 from rlhf_lab.training.settings import TrainingSettings
 
@@ -67,6 +68,9 @@ class WorkflowSettings(PairSettings):
     prompts_file: PathText | None = None
     """JSONL, CSV or Parquet with a column `prompt` (text, or messages) and, for gold rewards, `reference`; none: this
     machine's docstrings, validation split to learn from, test split to measure on"""
+    long_prompts: LongPrompts = "refuse"
+    """what becomes of a prompt of the file that leaves no room for a response: refuse the file, truncate keeps its end,
+    drop leaves it out"""
     iterations: int = 3
     """how often the policy is asked again"""
     prompts: int = 300
@@ -120,6 +124,9 @@ class WorkflowSettings(PairSettings):
         object.__setattr__(self, "temperatures", tuple(self.temperatures))
         lowest = {"iterations": 1, "prompts": 1, "candidates": 2, "max_new_tokens": 1, "concurrency": 1}
         check_lowest(self, lowest | {"eval_prompts": 2, "eval_samples": 1})
+        check_choices(self, {"long_prompts": get_args(LongPrompts)})
+        if self.prompts_file is None and self.long_prompts != "refuse":
+            raise ValueError(f"long_prompts={self.long_prompts!r} would be ignored: there is no prompts_file")
         choices = {"sampler": Sampler, "documents": Documents, "judge_answer": Answer}
         check_choices(self, {name: get_args(kind) for name, kind in choices.items()})
         check_choices(self, {"data": ("all", "newest"), "reference": ("fixed", "moving")})
