@@ -9,8 +9,10 @@ from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Metaspace
 from transformers import PreTrainedTokenizerFast
 
+from rlhf_lab.common.markdown import markdown_table
 from rlhf_lab.credit.tokens import PlantedError, error_mask
 from rlhf_lab.engine.loading import load_model
+from rlhf_lab.judges.cross_validation import JudgeSettings, judge
 from rlhf_lab.judges.rouge import rouge_l
 from rlhf_lab.judges.rows import encode_responses
 from rlhf_lab.training import run_folder
@@ -149,3 +151,17 @@ def test_the_planted_token_is_found_behind_a_space_mark():
     text = "returns the number 7 of"
     ids, mask = error_mask(PlantedError(0, text, 19, 20, "4", "number"), tokenizer)
     assert [tokenizer.convert_ids_to_tokens(i) for i, wrong in zip(ids, mask, strict=True) if wrong] == ["\u25817"]
+
+
+def test_a_special_token_in_a_table_is_text_and_no_tag():
+    assert markdown_table([["a"], ["<eos> and `<b>`"]]).splitlines()[2] == "| &lt;eos> and `<b>` |"
+
+
+def test_a_judge_takes_over_no_stranger_and_no_model(tmp_path):
+    (tmp_path / "report.json").write_text("mine")
+    with pytest.raises(ValueError, match=r"report\.json that no judge wrote"):
+        judge(JudgeSettings("pairs.jsonl", output_dir=str(tmp_path)))
+    save_toy(tmp_path / "model")
+    with pytest.raises(ValueError, match="is the folder of the model"):
+        judge(JudgeSettings("p.jsonl", output_dir=str(tmp_path / "model"), model_name_or_path=str(tmp_path / "model")))
+    assert (tmp_path / "report.json").read_text() == "mine"

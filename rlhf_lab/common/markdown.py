@@ -24,6 +24,11 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 def _cell(text: str) -> str:
     line, parts, end = " ".join(text.split()), [], 0
     for code in CODE.finditer(line):
-        parts += [line[end : code.start()].replace("$", plain_html("$")), code.group()]
+        parts += [_plain(line[end : code.start()]), code.group()]
         end = code.end()
-    return "".join([*parts, line[end:].replace("$", plain_html("$"))]).replace("|", "\\|")
+    return "".join([*parts, _plain(line[end:])]).replace("|", "\\|")
+
+
+def _plain(text: str) -> str:
+    """Outside code spans: `<eos>` would be a tag that nobody sees, and a dollar sign the beginning of a formula."""
+    return text.replace("<", "&lt;").replace("$", plain_html("$"))

@@ -36,6 +36,7 @@ from rlhf_lab.judges.report_figure import draw_report
 from rlhf_lab.judges.reward_model import reward_model, reward_scores, train_reward
 from rlhf_lab.judges.rows import values_of_rows
 from rlhf_lab.training.fingerprints import data_fingerprint, model_fingerprint
+from rlhf_lab.training.run_folder import refuse_model_folder
 from rlhf_lab.training.settings import TrainingSettings
 
 
@@ -117,7 +118,11 @@ class Comparisons(NamedTuple):
 def judge(settings: JudgeSettings) -> dict:
     """Run the cross-validation, write report.json and report.png to output_dir, and return what the JSON holds."""
     kept = "the verdicts of finished folds are kept, and the same command goes on from there"
-    with owned(expanded(settings.output_dir)) as out, interruptible(lambda: kept):
+    folder = Path(expanded(settings.output_dir))
+    refuse_model_folder(folder, settings.model_name_or_path)
+    if (folder / "report.json").exists() and not (folder / "folds").is_dir():
+        raise ValueError(f"--output_dir {folder} has a report.json that no judge wrote; choose another --output_dir")
+    with owned(folder) as out, interruptible(lambda: kept):
         return _judge(settings, out)
 
 

@@ -100,7 +100,7 @@ def _gains(ax: Axes, rows: Sequence[dict], judge: str) -> None:
 
     _both(ax, rows, read)
     ax.axhline(0, color="black", linestyle=":", linewidth=1)
-    ax.set_title("gain over SFT, paired: sampled \u25cf, greedy \u25a1")
+    ax.set_title("gain over SFT: sampled \u25cf, greedy \u25a1")
 
 
 def _frontier(ax: Axes, results: dict, judge: str) -> None:
