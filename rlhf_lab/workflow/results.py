@@ -43,7 +43,7 @@ def collect_results(
     judges = ("gold",) if loop.judge.is_gold else ("score", "gold") if known else ("score",)
     rows = [policy_row(loop, "sft", first[:1], judges)]
     for name, history in histories.items():
-        rows += [policy_row(loop, name, history[: i + 1], judges) for i in range(1, len(history))]
+        rows += [policy_row(loops[name], name, history[: i + 1], judges) for i in range(1, len(history))]
     made = _artefacts(loop, histories)
     results = {
         "policies": rows,
