@@ -53,10 +53,8 @@ def evaluation_stage(
             drawn = draw_held_out(model, asked, settings.eval_samples, done["sampled"], done["greedy"], **options)
         rows = judged(loop.judge, loop.tokenizer, asked, drawn, sft and read_rows(sft))
         add_logps(rows, "logp", model, asked, drawn["sampled"])
-        if policy.content == loop.sft.content:
-            add_logps(rows, "ref_logp", None, asked, drawn["sampled"])
-        else:
-            add_logps(rows, "ref_logp", loop.load(loop.sft), asked, drawn["sampled"])
+        reference = None if policy.content == loop.sft.content else loop.load(loop.sft)
+        add_logps(rows, "ref_logp", reference, asked, drawn["sampled"])
         write_rows(path, rows, pa.schema(TABLE))
 
     return stage(loop.folder(iteration), "evaluation", facts, make)

@@ -9,6 +9,7 @@ complete stage, inside sampling and training from what they had done, and reache
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rlhf_lab.common.errors import interruptible
@@ -63,8 +64,9 @@ def run_workflow(
 
 def _run(plan: Plan, corpus: Sequence[DocstringPair] | None, judge: Judge | None) -> dict:
     settings, objectives, training = plan
-    loops = {name: open_loop(settings, objective, training, judge) for name, objective in objectives.items()}
-    first = next(iter(loops.values()))
+    first = open_loop(settings, next(iter(objectives.values())), training, judge)
+    # The model's files, the judge's and the tokenizer are read once, whatever the number of objectives.
+    loops = {name: replace(first, objective=objective) for name, objective in objectives.items()}
     if settings.prompts_file is None and corpus is None:
         corpus = docstring_pairs()
     pool, held_out = prompt_pools(settings, first.tokenizer, training.seed, room_for_prompts(first), corpus)
