@@ -15,7 +15,7 @@ from rlhf_lab.commands.training import report_rulers
 from rlhf_lab.common.assets import small_model_path
 from rlhf_lab.data.examples import Example
 from rlhf_lab.judges.cross_validation import split_by_group
-from rlhf_lab.judges.gold import gold_judge, gold_score
+from rlhf_lab.judges.gold import content_judge, content_score
 from rlhf_lab.judges.report import (
     Verdicts,
     best_of_n,
@@ -181,20 +181,20 @@ def test_the_figure_has_the_panels_that_were_measured():
 
 
 def test_gold_is_rouge_l_less_the_penalty_per_character():
-    judge = gold_judge(0.001)
+    judge = content_judge(0.001)
     scores = judge(["p", "q"], [["adds two numbers", "zebra", ""], ["x"]], ["Add two numbers.", "x"])
     assert scores[0] == [pytest.approx(1 - 0.016), pytest.approx(-0.005), 0.0] and scores[1] == [pytest.approx(0.999)]
-    assert gold_score("adds two numbers", "Add two") == rouge_l("adds two numbers", "Add two")
-    assert gold_judge()(["p"], [["a b", "a"]], ["a c"]) == [[rouge_l("a b", "a c"), rouge_l("a", "a c")]]
+    assert content_score("adds two numbers", "Add two") == rouge_l("adds two numbers", "Add two")
+    assert content_judge()(["p"], [["a b", "a"]], ["a c"]) == [[rouge_l("a b", "a c"), rouge_l("a", "a c")]]
 
 
 def test_gold_refuses_missing_references_and_odd_penalties():
     for references in (None, ["only one"]):
         with pytest.raises(ValueError, match="one human text per prompt"):
-            gold_judge()(["p", "q"], [["a"], ["b"]], references)
+            content_judge()(["p", "q"], [["a"], ["b"]], references)
     for penalty in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="length_penalty"):
-            gold_judge(penalty)
+            content_judge(penalty)
 
 
 # The command

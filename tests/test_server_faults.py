@@ -283,7 +283,7 @@ def test_impatience_and_passwords_in_addresses_are_refused(changes, message):
     ("changes", "message"),
     [
         ({"api_key_variable": "LAB_KEY"}, "api_key_variable='LAB_KEY' would be ignored: sampler='local'"),
-        ({"judge_api_key_variable": "LAB_KEY"}, "judge_api_key_variable='LAB_KEY' would be ignored: judge='gold'"),
+        ({"judge_api_key_variable": "LAB_KEY"}, "judge_api_key_variable='LAB_KEY' would be ignored: judge='house'"),
         ({"server_timeout": 9.0}, "server_timeout=9.0 would be ignored: a workflow without a server"),
         ({"server_retries": 9}, "server_retries=9 would be ignored: a workflow without a server"),
         ({"sampler": "vllm", "server_url": "http://a:1", "server_timeout": 0.0}, "server_timeout=0.0: must be"),

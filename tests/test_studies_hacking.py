@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_lab.judges.gold import gold_judge
+from rlhf_lab.judges.gold import content_judge
 from rlhf_lab.studies.text import reward_hacking
 from rlhf_lab.studies.text.hacking_proxies import (
     Scale,
@@ -70,7 +70,9 @@ def test_the_full_penalty_runs_as_the_gold_judge_does_and_half_of_it_does_not(tm
         changes = {} if penalty is None else biased | {"length_penalty": penalty}
         run = reward_hacking.loop(world, plan, str(tmp_path / name), changes)
         pools = [document_rows(world.tokenizer, documents) for documents in (world.documents, world.held_out)]
-        runs[name] = loop_rows(world, run, *pools, None if penalty is None else biased_judge(bias))[-1]
+        runs[name] = loop_rows(world, run, *pools, None if penalty is None else biased_judge(world.gold.load(), bias))[
+            -1
+        ]
     for measure in ("gold", "kl", "length", "characters", "entropy"):
         assert runs["full"][measure] == runs["gold"][measure]
     assert runs["half"]["kl"] != runs["gold"]["kl"]
@@ -97,8 +99,8 @@ def test_numbers_of_a_judge_by_hand():
 
 def test_the_biased_judge_scores_as_stated():
     text, reference, bias = "reads a file", "reads a file of bytes", 2**-6
-    ((score,),) = biased_judge(bias)(["x"], [[text]], [reference])
-    ((gold,),) = gold_judge()(["x"], [[text]], [reference])
+    ((score,),) = biased_judge(content_judge(), bias)(["x"], [[text]], [reference])
+    ((gold,),) = content_judge()(["x"], [[text]], [reference])
     assert score == pytest.approx(gold + 12 * bias, abs=2**-40) and gold > 0
 
 

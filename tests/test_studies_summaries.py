@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rlhf_lab.common.intervals import mean_interval
+from rlhf_lab.data.docstrings import DocstringPair
 from rlhf_lab.objective import preset
 from rlhf_lab.studies.text import sharing, summaries
 from rlhf_lab.studies.text.paths import collect, contrast, gain, intervals, with_measure
@@ -20,6 +21,7 @@ from tests.toy import toy_corpus
 @pytest.fixture(autouse=True)
 def corpus(monkeypatch):
     documents = toy_corpus(60)
+    documents += [DocstringPair("key", f"{verb} the file", "train", "toy", verb) for verb in ("open", "opens")]
     monkeypatch.setattr(summaries, "docstring_pairs", lambda: documents)
     return documents
 

@@ -21,7 +21,7 @@ from rlhf_lab.workflow.measures import policy_measures, win_rates
 from rlhf_lab.workflow.pairs import expected_flips, make_pairs, pair_examples
 from rlhf_lab.workflow.presets import Plan, workflow_preset
 from rlhf_lab.workflow.prompts import choose_documents, document_rows, prompt_ids
-from rlhf_lab.workflow.report import label, reward_table, verdicts
+from rlhf_lab.workflow.report import label, parts_table, reward_table, verdict, verdicts
 from rlhf_lab.workflow.settings import PairSettings
 from tests.test_workflow import remade, table
 from tests.toy import save_toy, toy_corpus, toy_model, toy_tokenizer
@@ -37,7 +37,14 @@ def sft_folder(tmp_path_factory) -> str:
 
 
 def toy_plan(out, model: str, **changes) -> Plan:
-    small = {"prompts": 60, "eval_prompts": 30, "max_new_tokens": 8, "learning_rate": 3e-3, "num_train_epochs": 4}
+    small = {
+        "judge": "content",
+        "prompts": 60,
+        "eval_prompts": 30,
+        "max_new_tokens": 8,
+        "learning_rate": 3e-3,
+        "num_train_epochs": 4,
+    }
     small |= {"per_device_train_batch_size": 8, "device": "cpu", "disable_tqdm": True}
     return workflow_preset("summarize", **small | {"output_dir": str(out), "model_name_or_path": model} | changes)
 
@@ -60,7 +67,7 @@ def test_every_method_beats_the_sft_model(job):
         assert gold["win_rate_vs_sft"]["mean"] > 0.5
         assert row["kl"]["low"] > 0
         assert reward["low"] <= reward["mean"] <= reward["high"]
-        assert row["rouge"]["sampled"]["rougeL"] == pytest.approx(reward["mean"])
+        assert row["parts"]["sampled"]["rougeL"] == pytest.approx(reward["mean"])
         assert gold["delta_vs_sft"]["mean"] == pytest.approx(reward["mean"] - sft["gold"]["reward"]["mean"])
         assert {"reward", "delta_vs_sft", "win_rate_vs_sft"} <= set(gold["greedy"])
         assert row["seconds"]["policy"] > 0
@@ -72,7 +79,7 @@ def test_the_job_leaves_its_files(job):
     out, results = job
     assert json.loads((out / "results.json").read_text()) == results
     report = (out / "report.md").read_text()
-    assert "VPO offline beats the SFT model" in report
+    assert "VPO offline learns what no temperature reaches" in report
     assert "is not that of the published numbers" in report
     assert "figure.png" in report
     assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
@@ -110,7 +117,7 @@ def test_a_second_run_reads_back_and_another_beta_trains_again(job, sft_folder):
     out, first = job
     second = run_workflow(*toy_plan(out, sft_folder), corpus=toy_corpus(120))
     assert remade(second) == set()
-    for key in ("policies", "lead_words", "samples"):
+    for key in ("policies", "tempered", "unlearned", "samples"):
         assert second[key] == first[key]
     third = run_workflow(*toy_plan(out, sft_folder, objective="dpo", beta=0.2), corpus=toy_corpus(120))
     assert remade(third) == {"1 policy", "1 evaluation"}
@@ -246,10 +253,10 @@ def test_the_evaluation_in_memory_is_the_stage_of_the_job(job, sft_folder):
     plan, tokenizer = toy_plan(out, sft_folder), toy_tokenizer()
     held_out = choose_documents(toy_corpus(120), "test", 30, 0, tokenizer, 24)
     asked, sft = document_rows(tokenizer, held_out), load_model(sft_folder)
-    seed = open_loop(plan.settings, plan.objectives["dpo"], plan.training).seed(1, "evaluation")
+    loop = open_loop(plan.settings, plan.objectives["dpo"], plan.training)
     for row in results["policies"][1:]:
         policy = load_model(out / row["stages"]["policy"])
-        own = policy_measures(evaluate_policy(policy, sft, tokenizer, asked, max_new_tokens=8, seed=seed))
+        own = policy_measures(evaluate_policy(loop, policy, sft, asked, seed=loop.seed(1, "evaluation")))
         assert own["gold"]["reward"]["mean"] == pytest.approx(row["gold"]["reward"]["mean"])
         assert own["kl"]["mean"] == pytest.approx(row["kl"]["mean"], abs=1e-4)
 
@@ -268,27 +275,39 @@ def test_log_ratios_average_to_the_kl_divergence():
     assert response_log_ratios(policy, policy, [example]) == [[0.0] * 15]
 
 
-def test_verdicts_say_when_a_method_does_not_win():
-    policies = [
-        {
-            "policy": name,
-            "iteration": 1,
-            "gold": {"delta_vs_sft": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}},
-        }
-        for name, mean in (("dpo", 0.2), ("wpo", 0.0), ("vpo-offline", -0.2))
-    ]
-    results = {"policies": [{}, *policies], "judges": ["gold"], "settings": {"iterations": 1}}
-    wins, unclear, loses = verdicts(results)
-    assert "DPO beats" in wins
-    assert "WPO does NOT clearly beat" in unclear
-    assert "VPO offline is WORSE" in loses
-    assert label(policies[0], loop=True) == "DPO, iteration 1"
+def test_verdicts_say_when_a_method_learns_nothing():
+    """Sampled against the temperature of equal KL, then greedy: each clearly up, unclear or down."""
+
+    def interval(mean: float) -> dict:
+        return {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+
+    said = {
+        (0.2, 0.2): "DPO learns what no temperature reaches: +0.2000 (+0.1000 to +0.3000) against the SFT model at the",
+        (0.2, 0.0): "DPO samples better than any temperature, but its greedy text does NOT clearly gain",
+        (0.0, 0.2): "DPO writes better greedy text, but a lower temperature samples as well",
+        (0.0, 0.0): "DPO does NOT clearly beat a temperature",
+        (-0.2, 0.0): "DPO is WORSE than a temperature",
+        (0.0, -0.2): "DPO is WORSE than a temperature",
+    }
+    for (sampled, greedy), words in said.items():
+        rewards = {"vs_tempered": interval(sampled), "greedy": {"delta_vs_sft": interval(greedy)}}
+        row = {"policy": "dpo", "iteration": 1, "gold": rewards | {"delta_vs_sft": interval(0.5)}}
+        (sentence,) = verdicts({"policies": [{}, row], "judges": ["gold"], "settings": {"iterations": 1}})
+        assert sentence.startswith(words)
+    without = {"delta_vs_sft": interval(0.2), "greedy": {"delta_vs_sft": interval(0.2)}}
+    assert "against the SFT model, and" in verdict("DPO", without)
+    assert label(row, loop=True) == "DPO, iteration 1"
 
 
-def test_tables_have_lead_words_sft_and_every_method(job):
-    for decoding in ("sampled", "greedy"):
-        labels = [row[0] for row in reward_table(job[1], "gold", decoding)]
-        assert labels == ["", "first 12 words", "SFT", "DPO", "WPO", "VPO offline"]
+def test_tables_have_rivals_sft_and_every_method(job):
+    policies = ["SFT", "DPO", "WPO", "VPO offline"]
+    lower = [f"SFT, temperature {t}" for t in (0.85, 0.7, 0.5, 0.3)]
+    rivals = {"sampled": ["first 12 words", *lower, "SFT, best of 2", "SFT, best of 4"], "greedy": ["first 12 words"]}
+    for decoding, names in rivals.items():
+        rows = reward_table(job[1], "gold", decoding)
+        assert [row[0] for row in rows] == ["", *names, *policies]
+        assert len({len(row) for row in rows}) == 1
+    assert [row[0] for row in parts_table(job[1], "greedy")] == ["", "first 12 words", *policies]
 
 
 def test_stored_values_are_read_back_only_under_their_key(tmp_path):

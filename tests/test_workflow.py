@@ -328,7 +328,7 @@ def test_a_reward_model_and_a_pairwise_model_judge_from_their_folders(sft, tmp_p
     assert found["policies"][0]["score"]["reward"] == {"mean": 0.5, "low": 0.5, "high": 0.5}
     assert 0 < found["policies"][1]["score"]["reward"]["mean"] < 1
     assert {row["score"] for row in table(tmp_path / "b", 1, "evaluation")} != {0.5}
-    with pytest.raises(ValueError, match="neither gold nor a folder"):
+    with pytest.raises(ValueError, match="is none of content, style, house, no folder"):
         run(tmp_path / "c", sft, judge=str(tmp_path / "nothing"))
 
 
@@ -362,7 +362,7 @@ def test_prompts_of_the_users_own(sft, tmp_path):
     asked = [{row["prompt"] for row in table(out, i, "prompts")} for i in (0, 1)]
     assert len(asked[0]) == 6 and len(asked[1]) == 8 and not asked[0] & asked[1]
     write_prompts(file)
-    with pytest.raises(ValueError, match="judge='gold' needs a `reference`"):
+    with pytest.raises(ValueError, match="judge='content' needs a `reference`"):
         run(out, sft, prompts_file=str(file))
     found = run(out, sft, prompts_file=str(file), iterations=1, judge="length", function=by_length)
     assert "gold" not in found["policies"][1] and found["judges"] == ["score"]
@@ -482,7 +482,9 @@ def test_the_figure_shows_every_panel_for_one_and_for_two_judges(base):
     assert len(drawn.axes) == 8 and all(ax.get_title(loc="left") for ax in drawn.axes)
     points = [line.get_ydata()[0] for line in drawn.axes[0].get_lines() if line.get_marker() == "o"]
     assert points == [row["gold"]["reward"]["mean"] for row in numbers["policies"]]
-    frontier = drawn.axes[2].get_lines()[0]
+    (frontier,) = [
+        line for line in drawn.axes[2].get_lines() if line.get_linestyle() == "-" and line.get_marker() == "o"
+    ]
     assert frontier.get_xdata().tolist() == [row["kl"]["mean"] for row in numbers["policies"]]
     for row in numbers["policies"]:
         row["score"] = row["gold"]
@@ -498,7 +500,7 @@ def test_flags_and_yaml_become_settings(monkeypatch, tmp_path):
     example = Path(command.__file__).parents[1] / "recipes/online_example.yaml"
     assert cli.main(["train", "online", "--config", str(example), "--iterations", "5", "--alpha", "0.1"]) == 0
     assert cli.main(["train", "online", "--preset", "xpo", "--output-dir", "x", "--warm-start", "false"]) == 0
-    assert received[0] == workflow_preset(iterations=5, alpha=0.1)
+    assert received[0] == workflow_preset(iterations=5, alpha=0.1, judge="house")
     assert received[1] == workflow_preset("xpo", output_dir="x", warm_start=False)
     assert received[1][1] == {"xpo": preset("xpo")}
     for bad in (["--preset", "ppo"], ["--judge", "server"], ["--pairs", "best"], ["--iteration", "3"]):

@@ -362,7 +362,7 @@ def test_the_loops_keys_reach_both_servers_and_no_file(sft, pairwise_folder, tmp
         ({"judge": "server", "judge_model": "m"}, "judge='server' needs judge_url"),
         ({"judge": "server", "judge_url": "http://localhost:1"}, "judge='server' needs judge_model"),
         ({"judge": "server", "judge_url": "file:///x", "judge_model": "m"}, "judge_url='file:///x': give the address"),
-        ({"judge_model": "m"}, "judge_model='m' would be ignored: judge='gold'"),
+        ({"judge_model": "m"}, "judge_model='m' would be ignored: judge='house'"),
         ({"judge_answer": "letter"}, "judge_answer='letter' would be ignored"),
         ({"concurrency": 4}, "concurrency=4 would be ignored"),
         ({"concurrency": 0}, "concurrency=0: must be 1 or more"),

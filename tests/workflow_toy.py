@@ -3,6 +3,9 @@
 from rlhf_lab.workflow.presets import Plan, workflow_preset
 
 SMALL = {
+    "judge": "content",
+    "gold": "content",
+    "baseline_temperatures": (),
     "iterations": 2,
     "prompts": 8,
     "candidates": 4,

@@ -33,8 +33,8 @@ MAIN_JOB = {
 def summarize_table(records: Sequence[Mapping]) -> str:
     """results.json of `rlhf-lab summarize` with several seeds as a table; intervals over runs and documents."""
     rows = [["", *MAIN_JOB]]
-    lead = records[0]["lead_words"]
-    reward = number(over_runs([record["lead_words"]["reward"] for record in records]), ".3f")
+    lead = records[0]["unlearned"]
+    reward = number(over_runs([record["unlearned"]["reward"] for record in records]), ".3f")
     rows.append([f"the document's first {lead['words']} words", reward, "", reward, "", "", ""])
     for place, row in enumerate(records[0]["policies"]):
         found = [record["policies"][place] for record in records]

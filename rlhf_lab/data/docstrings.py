@@ -32,6 +32,8 @@ SHIPPED_CORPUS, SHIPPED_PYTHON = "1cb90e5f0ee147c5", "3.11.7"
 # Part of the cache's key: raise it when the cleaning changes.
 CLEANING_VERSION = 2
 OVERLAP_WORDS = 12
+# Between a document and its summary, for the small models: the end of a prompt.
+TLDR_TOKEN = "<tldr>"
 
 
 T = TypeVar("T")

@@ -48,20 +48,26 @@ class ResponseLogps(NamedTuple):
         return self.mask.sum(-1)
 
 
-def response_logps(model: PreTrainedModel, batch: Batch, *, weighting: Weighting | None = None) -> ResponseLogps:
+def response_logps(
+    model: PreTrainedModel, batch: Batch, *, weighting: Weighting | None = None, temperature: float = 1.0
+) -> ResponseLogps:
     """log pi(y_t | x, y_<t) of every response token of `batch`, each prompt run once; see ResponseLogps.
 
     model: any decoder of transformers with a language-model head. batch: from `collate`, on the model's device.
-    weighting: also give WPO's alignment. The first batch of each model is checked against `plain_response_logps`; if
-    they differ, or the model cannot run packed rows, one warning is given and the plain path is used from then on.
+    weighting: also give WPO's alignment. temperature: > 0, of the policy softmax(logits / temperature). The first batch
+    of each model is checked against `plain_response_logps`; if they differ, or the model cannot run packed rows, one
+    warning is given and the plain path is used from then on.
     Raises ValueError for an encoder-decoder or an unknown weighting.
     """
     _check_request(model, weighting)
-    packed, plain = (partial(path, weighting=weighting) for path in (packed_response_logps, plain_response_logps))
+    options = {"weighting": weighting, "temperature": temperature}
+    packed, plain = (partial(path, **options) for path in (packed_response_logps, plain_response_logps))
     return packed_or_plain(model, batch, packed, plain, lambda result: result.token_logps[result.mask], "log-probs")
 
 
-def packed_response_logps(model: PreTrainedModel, batch: Batch, *, weighting: Weighting | None = None) -> ResponseLogps:
+def packed_response_logps(
+    model: PreTrainedModel, batch: Batch, *, weighting: Weighting | None = None, temperature: float = 1.0
+) -> ResponseLogps:
     """`response_logps` without the check: the decoder on one packed row, the head on its predicting positions.
 
     Raises PackedAttentionUnsupported if the model's attention needs what packed rows do not offer.
@@ -69,14 +75,16 @@ def packed_response_logps(model: PreTrainedModel, batch: Batch, *, weighting: We
     balances = balances_experts(model)
     outputs = packed_outputs(model, batch, **({"output_router_logits": True} if balances else {}))
     hidden = outputs[0][0]  # [N, D]
-    logps, alignment = _head_logps(model, hidden[batch.predictors], batch.targets, weighting)
+    logps, alignment = _head_logps(model, hidden[batch.predictors], batch.targets, weighting, temperature)
     result = _unpack(batch, logps, alignment)
     if not balances:
         return result
     return result._replace(balancing=balancing_weight(model) * balancing_loss(model, outputs.router_logits))
 
 
-def plain_response_logps(model: PreTrainedModel, batch: Batch, *, weighting: Weighting | None = None) -> ResponseLogps:
+def plain_response_logps(
+    model: PreTrainedModel, batch: Batch, *, weighting: Weighting | None = None, temperature: float = 1.0
+) -> ResponseLogps:
     """The same log-probs by the plain way: one right-padded row per (prompt, response), logits everywhere."""
     _check_request(model, weighting)
     rows = padded_rows(batch)
@@ -84,7 +92,8 @@ def plain_response_logps(model: PreTrainedModel, batch: Batch, *, weighting: Wei
     logits = outputs.logits  # [R, L, V]
     steps = torch.arange(batch.mask.shape[-1], device=logits.device)
     row, step = batch.mask.flatten(0, 1).nonzero(as_tuple=True)
-    logps, alignment = _TokenLogps.apply(logits[row, rows.starts[row] + steps[step] - 1], batch.targets, weighting)
+    predicting = tempered(logits[row, rows.starts[row] + steps[step] - 1], temperature)  # [M, V]
+    logps, alignment = _TokenLogps.apply(predicting, batch.targets, weighting)
     aux = getattr(outputs, "aux_loss", None)
     return _unpack(batch, logps, alignment)._replace(balancing=None if aux is None else balancing_weight(model) * aux)
 
@@ -113,11 +122,18 @@ def _unpack(batch: Batch, logps: Tensor, alignment: Tensor | None) -> ResponseLo
     return ResponseLogps(spread[0], batch.mask, spread[1])
 
 
-def _head_logps(model: PreTrainedModel, hidden: Tensor, targets: Tensor, weighting: Weighting | None):
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """logits / temperature; at 1 the logits themselves, without a copy."""
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def _head_logps(
+    model: PreTrainedModel, hidden: Tensor, targets: Tensor, weighting: Weighting | None, temperature: float
+):
     """log softmax(head(hidden))[targets] and alignment, each [M]; chunks are computed again in backward when large."""
 
     def logps_of(chunk: Tensor, chunk_targets: Tensor):
-        return _TokenLogps.apply(head_logits(model, chunk), chunk_targets, weighting)
+        return _TokenLogps.apply(tempered(head_logits(model, chunk), temperature), chunk_targets, weighting)
 
     rows = max(1, CHUNK_ELEMENTS // model.get_output_embeddings().weight.shape[0])
     if len(targets) <= rows:

@@ -38,6 +38,7 @@ def reference_logps(
     *,
     cache_dir: str | Path | None,
     bf16: bool = False,
+    temperature: float = 1.0,
     tokens_per_batch: int = TOKENS_PER_BATCH,
     fingerprint: str | None = None,
     disable_tqdm: bool = False,
@@ -49,9 +50,11 @@ def reference_logps(
     Read from cache_dir if this model has seen these tokens in this precision before; else computed in evaluation mode
     (no dropout) under a progress bar, and written there. cache_dir None: nothing is read or written. The batch size
     is no part of the cache's key: it moves a log-prob by rounding only. fingerprint: `model_fingerprint(model)`, if
-    the caller has it already.
-    Raises ValueError if a log-prob is not finite.
+    the caller has it already. temperature: > 0, of the policy softmax(logits / temperature); cached at 1 alone.
+    Raises ValueError if a log-prob is not finite, or a cache is asked for at another temperature.
     """
+    if cache_dir is not None and temperature != 1.0:
+        raise ValueError(f"{temperature=}: log-probs at another temperature than 1 are not cached; give cache_dir=None")
     if not examples:
         return torch.zeros(0, 0)
     shape = (len(examples), len(examples[0].responses))
@@ -63,7 +66,7 @@ def reference_logps(
         if cached is not None:
             return cached
     check_examples(model, examples)
-    logps = _compute(model, examples, shape, bf16, tokens_per_batch, disable_tqdm)
+    logps = _compute(model, examples, shape, bf16, temperature, tokens_per_batch, disable_tqdm)
     if path is not None:
         _write(path, logps)
     return logps
@@ -83,6 +86,7 @@ def _compute(
     examples: Sequence[Example],
     shape: tuple[int, int],
     bf16: bool,
+    temperature: float,
     tokens_per_batch: int,
     disable_tqdm: bool,
 ) -> Tensor:
@@ -93,7 +97,7 @@ def _compute(
     with bar, eval_mode(model), autocast(device, bf16):
         for indices in token_budget_batches(examples, budget, seed=0, epoch=0):
             batch = collate([examples[i] for i in indices], device)
-            result[indices] = response_logps(model, batch).logps.cpu()
+            result[indices] = response_logps(model, batch, temperature=temperature).logps.cpu()
             bar.update(len(indices))
     bad = [examples[i].row for i in (~result.isfinite().all(1)).nonzero().flatten().tolist()]
     if bad:

@@ -9,10 +9,10 @@ import pyarrow as pa
 from rlhf_lab.common.journal import Journal, kept
 from rlhf_lab.data.docstrings import DocstringPair
 from rlhf_lab.engine.generate import sample
-from rlhf_lab.judges.rouge import rouge_l
+from rlhf_lab.judges.gold import Judge, content_judge
 from rlhf_lab.training.checkpoints import TEMPORARY
 from rlhf_lab.workflow.artefacts import Artefact, read_rows, stage, write_rows
-from rlhf_lab.workflow.prompts import prompt_ids
+from rlhf_lab.workflow.prompts import prompt_ids, prompt_text
 from rlhf_lab.workflow.run import IDS, Loop
 from rlhf_lab.workflow.served import served_draws
 
@@ -22,7 +22,7 @@ WORK = ".drawn-"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A response: token ids (EOS last, unless it was cut), its text, and its reward, ROUGE-L F1 in [0, 1]."""
+    """A response: token ids (EOS last, unless it was cut), its text, and its reward, of any judge."""
 
     tokens: tuple[int, ...]
     text: str
@@ -34,10 +34,17 @@ def response_text(tokenizer, tokens: Sequence[int]) -> str:
     return tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
 
 
-def scored_candidate(tokenizer, tokens: Sequence[int], reference: str) -> Candidate:
-    """The response with its text and its ROUGE-L F1 against a human's."""
-    text = response_text(tokenizer, tokens)
-    return Candidate(tuple(tokens), text, rouge_l(text, reference))
+def scored_candidates(
+    tokenizer, documents: Sequence[DocstringPair], responses: Sequence[Sequence[Sequence[int]]], judge: Judge
+) -> list[list[Candidate]]:
+    """n responses to each document, as token ids, with their texts and the judge's rewards."""
+    texts = [[response_text(tokenizer, tokens) for tokens in row] for row in responses]
+    prompts = [prompt_text(document.description) for document in documents]
+    rewards = judge(prompts, texts, [document.summary for document in documents])
+    scored = []
+    for rows in zip(responses, texts, rewards, strict=True):
+        scored.append([Candidate(tuple(tokens), text, reward) for tokens, text, reward in zip(*rows, strict=True)])
+    return scored
 
 
 def sample_candidates(
@@ -51,8 +58,12 @@ def sample_candidates(
     seed: int = 0,
     greedy: bool = False,
     progress: str | None = None,
+    judge: Judge | None = None,
 ) -> list[list[Candidate]]:
-    """n scored summaries of each document, drawn from the model (or its greedy one): see `engine.generate.complete`."""
+    """n scored summaries of each document, drawn from the model (or its greedy one): see `engine.generate.complete`.
+
+    judge: whose scores are the rewards; default: content, ROUGE-L F1 against the author's summary.
+    """
     responses = sample(
         model,
         [prompt_ids(tokenizer, document.description) for document in documents],
@@ -64,10 +75,7 @@ def sample_candidates(
         greedy=greedy,
         progress=progress,
     )
-    scored = []
-    for document, row in zip(documents, responses, strict=True):
-        scored.append([scored_candidate(tokenizer, tokens, document.summary) for tokens in row])
-    return scored
+    return scored_candidates(tokenizer, documents, responses, judge or content_judge())
 
 
 def candidates_stage(loop: Loop, iteration: int, prompts: Artefact, current: Artefact, other: Artefact) -> Artefact:

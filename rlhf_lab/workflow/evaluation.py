@@ -10,16 +10,17 @@ from rlhf_lab.common.journal import Journal, kept
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.generate import sample
 from rlhf_lab.judges.rouge import ROUGE_TYPES, rouge
+from rlhf_lab.judges.style import StyleParts, document_of, style_parts
 from rlhf_lab.training.reference import reference_logps
 from rlhf_lab.workflow.artefacts import Artefact, read_rows, stage, write_rows
 from rlhf_lab.workflow.candidates import kept_draws, response_text
 from rlhf_lab.workflow.prompts import Row, unpacked
-from rlhf_lab.workflow.run import GOLD, IDS, Loop, NamedJudge, by_prompt
-from rlhf_lab.workflow.scores import gold_scores, judge_texts, wins_against
+from rlhf_lab.workflow.run import IDS, Loop, NamedJudge, by_prompt
+from rlhf_lab.workflow.scores import judge_texts, wins_against, with_gold
 
 TABLE = {
     **{"prompt": pa.int32(), "decoding": pa.string(), "tokens": IDS, "text": pa.string()},
-    **{name: pa.float64() for name in ("score", "gold", *ROUGE_TYPES, "logp", "ref_logp")},
+    **{name: pa.float64() for name in ("score", "gold", *ROUGE_TYPES, *StyleParts._fields, "logp", "ref_logp")},
 }
 Written = list[dict]  # rows of the table: all sampled responses prompt by prompt, then all greedy ones
 
@@ -41,6 +42,7 @@ def evaluation_stage(
         "samples": settings.eval_samples,
         "max_new_tokens": settings.max_new_tokens,
         "judge": loop.judge.identity,
+        "gold": loop.gold.identity,
         "seed": loop.seed(iteration, "evaluation"),
     }
     if loop.judge.relative and sft is not None:
@@ -51,7 +53,7 @@ def evaluation_stage(
         asked, model = unpacked(read_rows(prompts)), loop.load(policy)
         with kept(kept_draws(path)) as done:
             drawn = draw_held_out(model, asked, settings.eval_samples, done["sampled"], done["greedy"], **options)
-        rows = judged(loop.judge, loop.tokenizer, asked, drawn, sft and read_rows(sft))
+        rows = judged(loop, asked, drawn, sft and read_rows(sft))
         add_logps(rows, "logp", model, asked, drawn["sampled"])
         reference = None if policy.content == loop.sft.content else loop.load(loop.sft)
         add_logps(rows, "ref_logp", reference, asked, drawn["sampled"])
@@ -60,13 +62,11 @@ def evaluation_stage(
     return stage(loop.folder(iteration), "evaluation", facts, make)
 
 
-def evaluate_policy(
-    model, reference, tokenizer, asked: Sequence[Row], *, samples: int = 4, max_new_tokens: int = 48, seed: int = 0
-) -> Written:
-    """`evaluation_stage` in memory, by the gold judge; reference: pi_0, from which log-ratios are taken."""
-    options = {"max_new_tokens": max_new_tokens, "eos_token_id": tokenizer.eos_token_id, "seed": seed}
-    drawn = draw_held_out(model, asked, samples, **options)
-    rows = judged(GOLD, tokenizer, asked, drawn)
+def evaluate_policy(loop: Loop, model, reference, asked: Sequence[Row], *, seed: int = 0) -> Written:
+    """`evaluation_stage` in memory; reference: pi_0, from which log-ratios are taken."""
+    options = loop.sampling("evaluation") | {"seed": seed, "progress": None}
+    drawn = draw_held_out(model, asked, loop.settings.eval_samples, **options)
+    rows = judged(loop, asked, drawn)
     add_logps(rows, "logp", model, asked, drawn["sampled"])
     add_logps(rows, "ref_logp", None if model is reference else reference, asked, drawn["sampled"])
     return rows
@@ -90,26 +90,42 @@ def draw_held_out(
     }
 
 
-def judged(
-    judge: NamedJudge, tokenizer, asked: Sequence[Row], drawn: dict[str, list], sft: Written | None = None
-) -> Written:
-    """The drawn responses as rows with their texts, scores and ROUGE, prompt by prompt, the sampled ones first."""
+def judged(loop: Loop, asked: Sequence[Row], drawn: dict[str, list], sft: Written | None = None) -> Written:
+    """The drawn responses as rows with their texts, scores, ROUGE and rules of style, prompt by prompt.
+
+    sft: what a relative judge compares with, response by response of the same decoding.
+    """
     rows = []
     for decoding, responses in drawn.items():
-        texts = [[response_text(tokenizer, tokens) for tokens in row] for row in responses]
-        verdicts = _verdicts(judge, asked, texts, sft and of_decoding(sft, decoding))
+        texts = [[response_text(loop.tokenizer, tokens) for tokens in row] for row in responses]
+        verdicts = _verdicts(loop, asked, texts, sft and of_decoding(sft, decoding))
         for i, row in enumerate(asked):
             for tokens, text, verdict in zip(responses[i], texts[i], verdicts[i], strict=True):
                 facts = {"prompt": i, "decoding": decoding, "tokens": tokens, "text": text}
-                known = {} if row["reference"] is None else rouge(text, row["reference"])
-                rows.append(facts | verdict | known)
+                rows.append(facts | verdict | parts(loop.gold, row, text))
     return rows
 
 
+def parts(gold: NamedJudge, row: Row, text: str) -> dict[str, float]:
+    """What a reward is made of: ROUGE where there is a reference, and the rules of style if gold asks for them."""
+    found = {} if row["reference"] is None else rouge(text, row["reference"])
+    if gold.verbs is not None:
+        found |= style_parts(document_of(row["prompt"]), text, gold.verbs)._asdict()
+    return found
+
+
 def add_logps(
-    rows: Written, column: str, model, asked: Sequence[Row], drawn: Sequence[Sequence[Sequence[int]]]
+    rows: Written,
+    column: str,
+    model,
+    asked: Sequence[Row],
+    drawn: Sequence[Sequence[Sequence[int]]],
+    temperature: float = 1.0,
 ) -> None:
-    """Write the model's log-probs of the sampled responses into their rows, which come first; None: those of `logp`."""
+    """Write the model's log-probs of the sampled responses into their rows, which come first; None: those of `logp`.
+
+    temperature: of the policy softmax(logits / temperature).
+    """
     if model is None:
         for row in rows:
             row[column] = row.get("logp")
@@ -118,7 +134,8 @@ def add_logps(
         Example(tuple(row["ids"]), tuple(map(tuple, responses)), row=i)
         for i, (row, responses) in enumerate(zip(asked, drawn, strict=True))
     ]
-    logps = reference_logps(model, examples, cache_dir=None, disable_tqdm=True).double().tolist()
+    found = reference_logps(model, examples, cache_dir=None, temperature=temperature, disable_tqdm=True)
+    logps = found.double().tolist()
     for row, logp in zip(rows, chain(*logps), strict=False):
         row[column] = logp
 
@@ -141,14 +158,11 @@ def of_decoding(rows: Written, decoding: str) -> list[list[dict]]:
 
 
 def _verdicts(
-    judge: NamedJudge, asked: Sequence[Row], texts: list[list[str]], sft: list[list[dict]] | None
+    loop: Loop, asked: Sequence[Row], texts: list[list[str]], sft: list[list[dict]] | None
 ) -> list[list[dict]]:
     """As `judge_texts`, with a relative judge's scores against pi_0's responses."""
-    if not judge.relative:
-        return judge_texts(judge, asked, texts)
+    if not loop.judge.relative:
+        return judge_texts(loop, asked, texts)
     prompts, against = [row["prompt"] for row in asked], sft and [[r["text"] for r in row] for row in sft]
-    wins = wins_against(judge, prompts, texts, against) if against else [[0.5] * len(row) for row in texts]
-    verdicts = []
-    for scores, gold in zip(wins, gold_scores(asked, texts), strict=True):
-        verdicts.append([{"score": s, "gold": g} for s, g in zip(scores, gold, strict=True)])
-    return verdicts
+    wins = wins_against(loop.judge, prompts, texts, against) if against else [[0.5] * len(row) for row in texts]
+    return with_gold(loop, asked, texts, wins)

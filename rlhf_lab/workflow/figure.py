@@ -18,6 +18,7 @@ STAGE_COLOURS = dict(
     )
 )
 Read = Callable[[dict], dict | None]  # a policy's row -> {mean, low, high}, None where it has none
+GREY = "#666666"
 MARKERS = (("sampled", "o", "full"), ("greedy", "s", "none"))
 
 
@@ -87,11 +88,7 @@ def _rewards(ax: Axes, results: dict, judge: str) -> None:
         return lambda row: (row[judge] if decoding == "sampled" else row[judge]["greedy"])["reward"]
 
     _both(ax, results["policies"], read)
-    lead = results["lead_words"] if judge == "gold" else None
-    if lead:
-        ax.axhline(lead["reward"]["mean"], color="black", linestyle=":", linewidth=1)
-    title = f"{JUDGES[judge]} reward: sampled \u25cf, greedy \u25a1"
-    ax.set_title(title + (f"\ndotted: first {lead['words']} words" if lead else ""))
+    ax.set_title(f"{JUDGES[judge]} reward: sampled \u25cf, greedy \u25a1")
 
 
 def _gains(ax: Axes, rows: Sequence[dict], judge: str) -> None:
@@ -104,7 +101,8 @@ def _gains(ax: Axes, rows: Sequence[dict], judge: str) -> None:
 
 
 def _frontier(ax: Axes, results: dict, judge: str) -> None:
-    """Each objective's path from SFT, iteration by iteration."""
+    """Each objective's path from SFT, iteration by iteration, beside SFT's own at lower temperatures."""
+    draw_tempered(ax, results["tempered"], judge)
     start, *rest = results["policies"]
     for name in results["objectives"]:
         path = [start, *(row for row in rest if row["policy"] == name)]
@@ -118,9 +116,23 @@ def _frontier(ax: Axes, results: dict, judge: str) -> None:
         if len(path) > 1:
             text = METHOD_LABELS.get(name, name)
             ax.annotate(text, end, xytext=(0, 3), textcoords="offset points", color=colour, ha="center")
-    ax.set_title("sampled reward against its cost")
+    grey = ", dashed: SFT at lower temperatures" if results["tempered"] else ""
+    ax.set_title(f"sampled reward against its cost{grey}", fontsize=9 if grey else None)
     ax.set_xlabel("KL to SFT, nats per response")
     ax.margins(0.15)
+
+
+def draw_tempered(ax: Axes, points: Sequence[dict], judge: str) -> None:
+    """The SFT model's reward against its KL from temperature 1 down to 0, a grey line with its temperatures."""
+    if not points:
+        return
+    xs, ys = [row["kl"]["mean"] for row in points], [row[judge]["mean"] for row in points]
+    ax.plot(xs, ys, ".--", color=GREY, linewidth=1.2, zorder=1)
+    for x, y, row in zip(xs, ys, points, strict=True):
+        ax.plot([x, x], [row[judge]["low"], row[judge]["high"]], color=GREY, linewidth=0.8, zorder=1)
+        text = "SFT, greedy" if row["temperature"] == 0 else f"T {row['temperature']:g}"
+        place = {"xytext": (4, -9), "textcoords": "offset points"}
+        ax.annotate(text, (x, y), **place, color=GREY, fontsize=7, ha="left")
 
 
 def _wins(ax: Axes, rows: Sequence[dict], judge: str) -> None:

@@ -20,6 +20,7 @@ from rlhf_lab.judges.gold import Judge
 from rlhf_lab.objective import Objective
 from rlhf_lab.training.run_folder import RUN_FILE, refuse_model_folder
 from rlhf_lab.workflow.artefacts import MANIFEST, Artefact, clear_unfinished, model_artefact, naming
+from rlhf_lab.workflow.baselines import tempered_stage
 from rlhf_lab.workflow.candidates import calibration_stage, candidates_stage
 from rlhf_lab.workflow.evaluation import evaluation_stage
 from rlhf_lab.workflow.pairs import pairs_stage
@@ -29,7 +30,7 @@ from rlhf_lab.workflow.prompts import Row, block, prompt_pools, prompts_stage
 from rlhf_lab.workflow.report import progress_line
 from rlhf_lab.workflow.results import Stages, collect_results, write_results
 from rlhf_lab.workflow.run import Loop
-from rlhf_lab.workflow.scores import choose_judge, scores_stage
+from rlhf_lab.workflow.scores import choose_judge, gold_judge, scores_stage
 from rlhf_lab.workflow.settings import WorkflowSettings, WorkflowTraining
 
 WAY_ON = "the same command goes on behind the last one, inside sampling and training from what they had done"
@@ -64,14 +65,14 @@ def run_workflow(
 
 def _run(plan: Plan, corpus: Sequence[DocstringPair] | None, judge: Judge | None) -> dict:
     settings, objectives, training = plan
-    first = open_loop(settings, next(iter(objectives.values())), training, judge)
-    # The model's files, the judge's and the tokenizer are read once, whatever the number of objectives.
-    loops = {name: replace(first, objective=objective) for name, objective in objectives.items()}
     if settings.prompts_file is None and corpus is None:
         corpus = docstring_pairs()
+    first = open_loop(settings, next(iter(objectives.values())), training, judge, corpus)
+    # The model's files, the judge's and the tokenizer are read once, whatever the number of objectives.
+    loops = {name: replace(first, objective=objective) for name, objective in objectives.items()}
     pool, held_out = prompt_pools(settings, first.tokenizer, training.seed, room_for_prompts(first), corpus)
-    if first.judge.is_gold and pool[0]["reference"] is None:
-        raise ValueError(f"judge='gold' needs a `reference` in every row of {settings.prompts_file}")
+    if settings.judge_name in ("content", "house") and pool[0]["reference"] is None:
+        raise ValueError(f"judge={settings.judge_name!r} needs a `reference` in every row of {settings.prompts_file}")
     histories: dict[str, list[Stages]] = {}
     for name, loop in loops.items():
         for history in iterations(loop, pool, held_out):
@@ -81,7 +82,7 @@ def _run(plan: Plan, corpus: Sequence[DocstringPair] | None, judge: Judge | None
                 write_results(results, histories, Path(training.output_dir))
             kept = sum(artefact.read_back for artefact in history[-1].values())
             stages = f"{kept} of {len(history[-1])} stages as made before"
-            print(f"{progress_line(results['policies'][-1], first.judge.is_gold)} ({stages})")
+            print(f"{progress_line(results['policies'][-1], first.judged_by_gold)} ({stages})")
     return results
 
 
@@ -104,6 +105,8 @@ def iterations(loop: Loop, pool: Sequence[Row], held_out: Sequence[Row]) -> Iter
     """
     asked = prompts_stage(loop, 0, held_out)
     baseline = {"prompts": asked, "policy": loop.sft, "evaluation": evaluation_stage(loop, 0, asked, loop.sft)}
+    if loop.settings.baseline_temperatures:
+        baseline["tempered"] = tempered_stage(loop, asked, baseline["evaluation"])
     history: list[Stages] = [baseline]
     for iteration in range(1, loop.settings.iterations + 1):
         prompts = prompts_stage(loop, iteration, block(pool, iteration, loop.settings.prompts))
@@ -137,9 +140,16 @@ def run_iteration(loop: Loop, iteration: int, prompts: Artefact, history: Sequen
 
 
 def open_loop(
-    settings: WorkflowSettings, objective: Objective, training: WorkflowTraining, judge: Judge | None = None
+    settings: WorkflowSettings,
+    objective: Objective,
+    training: WorkflowTraining,
+    judge: Judge | None = None,
+    corpus: Sequence[DocstringPair] | None = None,
 ) -> Loop:
-    """The constants of one objective's run. Raises ValueError for a model or judge that cannot be used."""
+    """The constants of one objective's run. Raises ValueError for a model or judge that cannot be used.
+
+    corpus: whose summaries say what a command is, for the house style (default: this machine's docstrings).
+    """
     folder = Path(model_source(settings.model_name_or_path)).expanduser()
     if not (folder / "config.json").is_file():
         raise ValueError(
@@ -149,9 +159,10 @@ def open_loop(
     tokenizer = load_tokenizer(str(folder))
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer in {folder} has no eos_token: nothing would say where a response ends")
-    return Loop(
-        settings, objective, training, tokenizer, model_artefact(folder), choose_judge(settings, training, judge)
-    )
+    chosen = choose_judge(settings, training, judge, corpus)
+    same = judge is None and settings.judge_name == settings.gold_name
+    gold = chosen if same else gold_judge(settings.gold_name, corpus)
+    return Loop(settings, objective, training, tokenizer, model_artefact(folder), chosen, gold)
 
 
 def room_for_prompts(loop: Loop) -> int:

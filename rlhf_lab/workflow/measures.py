@@ -5,13 +5,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rlhf_lab.common.intervals import bootstrap_mean
-from rlhf_lab.data.docstrings import DocstringPair
+from rlhf_lab.data.docstrings import TLDR_TOKEN, DocstringPair
 from rlhf_lab.judges.rouge import ROUGE_TYPES, rouge
+from rlhf_lab.judges.style import StyleParts
 from rlhf_lab.workflow.candidates import Candidate
 from rlhf_lab.workflow.evaluation import Written, of_decoding
-from rlhf_lab.workflow.prompts import TLDR_TOKEN, Row
+from rlhf_lab.workflow.prompts import Row
 
 LEAD_WORDS = 12
+PARTS = (*ROUGE_TYPES, *StyleParts._fields)
 Rewards = Sequence[Sequence[float]]  # n rewards for each of P prompts
 
 
@@ -28,21 +30,33 @@ def policy_measures(
     sft: what pi_0 wrote to the same prompts (None: this is pi_0); last: the policy before. judges: ("gold",),
     ("score",) or both: columns with a reward. Each has `reward_measures` of sampled text, and of greedy text under
     "greedy". kl: E log pi/pi_0 per sampled response, nats; one response may have less than 0, only the mean never has.
-    entropy: -E log pi per token, nats. length: tokens, EOS included.
-    rouge: means of sampled and of greedy text, where there are references.
+    entropy: -E log pi per token, nats. length: tokens, EOS included. parts: what gold is made of, means of sampled and
+    of greedy text: ROUGE where there are references, and the rules of style.
     """
     numbers: dict = {judge: _rewards(own, sft, last, judge, "sampled", seed) for judge in judges}
     for judge in judges:
         numbers[judge]["greedy"] = _rewards(own, sft, last, judge, "greedy", seed)
     rows = of_decoding(own, "sampled")
-    numbers["kl"] = _mean(rows, lambda r: r["logp"] - r["ref_logp"], seed)
-    numbers["length"] = _mean(rows, lambda r: len(r["tokens"]), seed)
-    numbers["characters"] = _mean(rows, lambda r: len(r["text"]), seed)
+    numbers["kl"] = mean_over(rows, lambda r: r["logp"] - r["ref_logp"], seed)
+    numbers["length"] = mean_over(rows, lambda r: len(r["tokens"]), seed)
+    numbers["characters"] = mean_over(rows, lambda r: len(r["text"]), seed)
     per_token = [-sum(r["logp"] for r in row) / sum(len(r["tokens"]) for r in row) for row in rows]
     numbers["entropy"] = bootstrap_mean(per_token, seed=seed)
-    if own[0].get("rougeL") is not None:
-        numbers["rouge"] = {decoding: _rouge(own, decoding) for decoding in ("sampled", "greedy")}
+    written = {decoding: [row for row in own if row["decoding"] == decoding] for decoding in ("sampled", "greedy")}
+    numbers["parts"] = {decoding: part_means(rows) for decoding, rows in written.items()}
     return numbers
+
+
+def part_means(rows: Sequence[dict]) -> dict[str, float]:
+    """Means of the parts that a reward is made of, of those that the rows have."""
+    known = [name for name in PARTS if rows[0].get(name) is not None]
+    return {name: float(np.mean([row[name] for row in rows])) for name in known}
+
+
+def mean_over(rows: Sequence[Sequence[dict]], number: Callable[[dict], float], seed: int) -> dict:
+    """{mean, low, high} over prompts of a number of each response."""
+    means = [float(np.mean([number(row) for row in written])) for written in rows]
+    return bootstrap_mean(means, seed=seed)
 
 
 def reward_measures(own: Rewards, sft: Rewards | None = None, last: Rewards | None = None, *, seed: int = 0) -> dict:
@@ -102,13 +116,3 @@ def _rewards(own: Written, sft: Written | None, last: Written | None, judge: str
 
     before = (None if rows is None else rewards(rows) for rows in (sft, last))
     return reward_measures(rewards(own), *before, seed=seed)
-
-
-def _rouge(own: Written, decoding: str) -> dict[str, float]:
-    written = [row for row in own if row["decoding"] == decoding]
-    return {name: float(np.mean([row[name] for row in written])) for name in ROUGE_TYPES}
-
-
-def _mean(rows: Sequence[Sequence[dict]], number: Callable[[dict], float], seed: int) -> dict:
-    means = [float(np.mean([number(row) for row in written])) for written in rows]
-    return bootstrap_mean(means, seed=seed)

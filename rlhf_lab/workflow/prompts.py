@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from rlhf_lab.common.files import key_of
 from rlhf_lab.data.contents import Content, as_content
-from rlhf_lab.data.docstrings import DocstringPair, docstring_pairs
+from rlhf_lab.data.docstrings import TLDR_TOKEN, DocstringPair, docstring_pairs
 from rlhf_lab.data.encoding import bos_id, encode_prompt, special_tokens
 from rlhf_lab.data.problems import Problem
 from rlhf_lab.data.sources import read_table
@@ -18,7 +18,6 @@ from rlhf_lab.workflow.artefacts import Artefact, stage, write_rows
 from rlhf_lab.workflow.run import IDS, Loop
 from rlhf_lab.workflow.settings import WorkflowSettings
 
-TLDR_TOKEN = "<tldr>"
 PROMPTS = {"prompt": pa.string(), "messages": pa.bool_(), "ids": IDS, "reference": pa.string()}
 
 
@@ -79,7 +78,7 @@ def prompt_pools(
     few, or which rows of the file cannot be used.
     """
     if settings.prompts_file is None:
-        pools = _docstring_pools(tokenizer, seed, max_tokens, corpus)
+        pools = _docstring_pools(settings, tokenizer, seed, max_tokens, corpus)
     else:
         rows = distinct(_file_rows(settings, tokenizer, max_tokens), settings.prompts_file)
         random.Random(f"{seed}/prompts").shuffle(rows)
@@ -139,7 +138,9 @@ def prompts_stage(loop: Loop, iteration: int, rows: Sequence[Row]) -> Artefact:
     return stage(loop.folder(iteration), "prompts", facts, lambda path: write_rows(path, table, pa.schema(PROMPTS)))
 
 
-def _docstring_pools(tokenizer, seed: int, max_tokens: int, corpus) -> tuple[list[Row], list[Row]]:
+def _docstring_pools(
+    settings: WorkflowSettings, tokenizer, seed: int, max_tokens: int, corpus
+) -> tuple[list[Row], list[Row]]:
     """Not the training split: of documents whose human summary the SFT model has learned it would sample copies."""
     corpus = docstring_pairs() if corpus is None else corpus
 
@@ -148,7 +149,11 @@ def _docstring_pools(tokenizer, seed: int, max_tokens: int, corpus) -> tuple[lis
         chosen = choose_documents(corpus, split, fitting, seed, tokenizer, max_tokens)
         return distinct(document_rows(tokenizer, chosen), f"{split} documents")
 
-    return rows("validation"), rows("test")
+    learned = rows("validation")
+    if settings.eval_split == "test":
+        return learned, rows("test")
+    cut = max(0, len(learned) - settings.held_out)
+    return learned[:cut], learned[cut:]
 
 
 def _file_rows(settings: WorkflowSettings, tokenizer, max_tokens: int) -> list[Row]:

@@ -9,7 +9,11 @@ from rlhf_lab.common.plots import METHOD_LABELS
 LABEL_WIDTH = 19
 JUDGES = {"gold": "gold", "score": "proxy"}
 REWARDS = ("", "reward", "95%", "vs SFT", "95%", "wins vs SFT")
-ROUGE = ("R-1", "R-2", "R-L")
+RIVALS = {"vs_tempered": "vs SFT at its KL", "vs_same_length": "vs SFT at its length"}
+PARTS = {
+    **{"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L"},
+    **{name: name for name in ("imperative", "sentence", "short", "found")},
+}
 COSTS = ("", "KL", "95%", "tokens", "characters", "entropy", "pairs", "ties", "identical", "flipped", "equal draws")
 
 
@@ -43,17 +47,39 @@ def progress_line(row: dict, gold: bool) -> str:
 
 
 def reward_table(results: dict, judge: str, decoding: str) -> list[tuple[str, ...]]:
-    """Header and a row of text cells a policy, lead words first where they have a reward; sampled or greedy."""
+    """Header and a row of text cells a policy; first what needs no learning, as far as it has a reward there."""
     loop = is_loop(results)
-    rouge = ROUGE if judge == "gold" and results["lead_words"] else ()
-    rows = [(*REWARDS, *(("wins vs last",) if loop else ()), *rouge)]
-    if rouge:
-        lead = results["lead_words"]
-        rows.append((f"first {lead['words']} words", *_rewards(lead, loop), *_rouge(lead["rouge"])))
+    rivals = RIVALS if decoding == "sampled" and results["tempered"] else {}
+    heads = [head for name in rivals.values() for head in (name, "95%")]
+    rows = [(*REWARDS, *(("wins vs last",) if loop else ()), *heads)]
+    for name, reward in unlearned_rewards(results, judge, decoding).items():
+        rows.append((name, *_mean_and_range(reward), *("",) * (len(rows[0]) - 3)))
     for row in results["policies"]:
         numbers = row[judge] if decoding == "sampled" else row[judge]["greedy"]
-        cells = _rouge(row["rouge"][decoding]) if rouge else ()
-        rows.append((label(row, loop), *_rewards(numbers, loop), *cells))
+        cells = [_mean_and_range(numbers[name], "+") if name in numbers else ("", "") for name in rivals]
+        rows.append((label(row, loop), *_rewards(numbers, loop), *(cell for pair in cells for cell in pair)))
+    return rows
+
+
+def unlearned_rewards(results: dict, judge: str, decoding: str) -> dict[str, dict]:
+    """{name: its reward} of what nobody has to learn for; among samples also tempered and best of n."""
+    found = {name: row["reward"] for name, row in results["unlearned"].items()} if judge == "gold" else {}
+    if decoding == "sampled":
+        lower = (row for row in results["tempered"] if 0.0 < row["temperature"] < 1.0)
+        found |= {f"SFT, temperature {row['temperature']:g}": row[judge] for row in lower}
+        column = "proxy" if judge == "score" else "gold"
+        found |= {f"SFT, best of {row['n']}": row[column] for row in results["best_of_n"]}
+    return found
+
+
+def parts_table(results: dict, decoding: str) -> list[tuple[str, ...]]:
+    """Header and a row a policy: ROUGE F1 and the rules of the house style, as far as the gold judge asks for them."""
+    names = list(results["policies"][0]["parts"][decoding])
+    rows = [("", *(PARTS[name] for name in names))]
+    for name, row in results["unlearned"].items():
+        rows.append((name, *(f"{row['parts'][part]:.3f}" for part in names)))
+    for row in results["policies"]:
+        rows.append((label(row, is_loop(results)), *(f"{row['parts'][decoding][part]:.3f}" for part in names)))
     return rows
 
 
@@ -82,18 +108,27 @@ def seconds_table(results: dict) -> list[tuple[str, ...]]:
 
 
 def verdicts(results: dict) -> list[str]:
-    """One sentence a policy: does the interval of its sampled reward against SFT exclude zero?"""
-    judge, sentences = main_judge(results), []
-    for row in results["policies"][1:]:
-        delta, name = row[judge]["delta_vs_sft"], label(row, is_loop(results))
-        numbers = f"{delta['mean']:+.4f} ({delta['low']:+.4f} to {delta['high']:+.4f})"
-        if delta["low"] > 0:
-            sentences.append(f"{name} beats the SFT model: {numbers}.")
-        elif delta["high"] < 0:
-            sentences.append(f"{name} is WORSE than the SFT model: {numbers}.")
-        else:
-            sentences.append(f"{name} does NOT clearly beat the SFT model: {numbers} includes zero.")
-    return sentences
+    """One sentence a policy: does it learn, which no lower temperature of SFT does?"""
+    judge = main_judge(results)
+    return [verdict(label(row, is_loop(results)), row[judge]) for row in results["policies"][1:]]
+
+
+def verdict(name: str, rewards: dict) -> str:
+    """A method learns if its sampled reward clears the SFT model's at the temperature of its KL, and its greedy reward
+    that of the SFT model. rewards: of a policy by one judge; without baselines the sampled reward against SFT decides.
+    """
+    sampled, greedy = rewards.get("vs_tempered", rewards["delta_vs_sft"]), rewards["greedy"]["delta_vs_sft"]
+    rival = "the SFT model at the temperature of its KL" if "vs_tempered" in rewards else "the SFT model"
+    numbers = f"{_signed(sampled)} against {rival}, and {_signed(greedy)} in greedy reward"
+    if sampled["low"] > 0 and greedy["low"] > 0:
+        return f"{name} learns what no temperature reaches: {numbers}."
+    if sampled["low"] > 0:
+        return f"{name} samples better than any temperature, but its greedy text does NOT clearly gain: {numbers}."
+    if greedy["low"] > 0:
+        return f"{name} writes better greedy text, but a lower temperature samples as well: {numbers}."
+    if sampled["high"] < 0 or greedy["high"] < 0:
+        return f"{name} is WORSE than a temperature, which learns nothing: {numbers}."
+    return f"{name} does NOT clearly beat a temperature, which learns nothing: {numbers}."
 
 
 def samples_text(results: dict) -> str:
@@ -115,6 +150,8 @@ def screen(results: dict) -> str:
     for decoding in ("sampled", "greedy"):
         parts.append(f"{decoding} responses to {results['settings']['eval_prompts']} held-out prompts")
         parts.append(aligned(reward_table(results, main_judge(results), decoding)) + "\n")
+    if results["policies"][0]["parts"]["greedy"]:
+        parts += ["what the greedy responses' reward is made of", aligned(parts_table(results, "greedy")) + "\n"]
     parts += ["what it cost", aligned(cost_table(results)) + "\n", *verdicts(results), *corpus_note(results)]
     return "\n".join([*parts, "", samples_text(results)])
 
@@ -152,6 +189,10 @@ def markdown(results: dict, figure: str, alt: str) -> str:
         ):
             title = f"## {JUDGES[judge].capitalize()} reward of {decoding} responses: {note}"
             sections += [title, markdown_table(reward_table(results, judge, decoding))]
+    if results["policies"][0]["parts"]["greedy"]:
+        for decoding in ("sampled", "greedy"):
+            title = f"## What the reward of {decoding} responses is made of"
+            sections += [title, markdown_table(parts_table(results, decoding))]
     sections += ["## What it cost", markdown_table(cost_table(results))]
     sections += ["## Seconds of each stage", markdown_table(seconds_table(results))]
     sections += ["## How to read it", HOW_TO_READ, "## Samples", "Taken by the seed, not chosen."]
@@ -189,8 +230,8 @@ def _rewards(numbers: dict, loop: bool) -> tuple[str, ...]:
     )
 
 
-def _rouge(means: dict) -> tuple[str, ...]:
-    return tuple(f"{means[name]:.3f}" for name in ("rouge1", "rouge2", "rougeL"))
+def _signed(value: dict) -> str:
+    return f"{value['mean']:+.4f} ({value['low']:+.4f} to {value['high']:+.4f})"
 
 
 def _mean_and_range(value: dict, sign: str = "") -> tuple[str, str]:
@@ -205,10 +246,14 @@ def _entry(name: str, text: str) -> str:
 HOW_TO_READ = """\
 - SFT is pi_0, where every policy starts. Intervals: 95%, bootstrap over held-out prompts; differences are paired by
   prompt. They do not cover another draw of the training data: for that run several seeds.
-- Gold is ROUGE-L F1 against a human's response; proxy is what another judge scored. Where the proxy rises and gold does
+- Gold is the true reward: content is ROUGE-L F1 against a human's response, style the share of the house's rules that a
+  docstring's summary keeps, house their mean. Proxy is what another judge scored. Where the proxy rises and gold does
   not, the policy exploits the judge. A pairwise judge's proxy is the probability to beat SFT's response to the prompt.
+- Rivals that learn nothing: SFT at lower temperatures (vs SFT at its KL: at the temperature with the policy's KL, exact
+  and interpolated; beyond the greedy policy's KL the greedy responses), the best of n of its samples by the judge, its
+  own responses of the policy's length, the prompt's first words, and a template that knows the style's rules.
 - wins: share of comparisons of responses to the same prompt that have more reward; ties count half. R-1, R-2, R-L:
-  ROUGE F1.
+  ROUGE F1. imperative, sentence, short, found: the rules of the house style.
 - KL: mean over sampled responses of log pi - log pi_0, summed over the response, in nats. entropy: minus the mean
   log-prob of a sampled token, in nats. tokens: with the end-of-text token.
 - ties: comparisons of equal (penalised) score; identical: the draws had too few distinct texts. Neither is trained on.

@@ -12,18 +12,21 @@ import torch
 from rlhf_lab.common.files import write_atomically
 from rlhf_lab.data.docstrings import SHIPPED_CORPUS, DocstringPair, corpus_fingerprint
 from rlhf_lab.engine.precision import pick_device
+from rlhf_lab.judges.report import best_of_n
 from rlhf_lab.objective import PRESETS, Objective
 from rlhf_lab.workflow.artefacts import Artefact, read_rows
+from rlhf_lab.workflow.baselines import against_tempered, by_temperature, tempered_measures, unlearned_measures
 from rlhf_lab.workflow.evaluation import Written, of_decoding
 from rlhf_lab.workflow.figure import write_figure
-from rlhf_lab.workflow.measures import lead_words, policy_measures
+from rlhf_lab.workflow.measures import policy_measures
 from rlhf_lab.workflow.pairs import pair_counts
-from rlhf_lab.workflow.prompts import unpacked
+from rlhf_lab.workflow.prompts import Row, unpacked
 from rlhf_lab.workflow.report import markdown
 from rlhf_lab.workflow.run import Loop
 from rlhf_lab.workflow.scores import references_of
+from rlhf_lab.workflow.settings import WorkflowSettings
 
-Stages = dict[str, Artefact]  # an iteration's finished stages by name; of iteration 0 prompts, pi_0 and evaluation
+Stages = dict[str, Artefact]  # an iteration's finished stages by name; of iteration 0 prompts, pi_0 and its measures
 SAMPLES_SHOWN = 3
 PACKAGES = ("rlhf_lab", "torch", "transformers", "pyarrow", "rouge-score")
 
@@ -40,7 +43,7 @@ def collect_results(
     loop, first = next(iter(loops.values())), next(iter(histories.values()))
     asked = unpacked(read_rows(first[0]["prompts"]))
     known = references_of(asked) is not None
-    judges = ("gold",) if loop.judge.is_gold else ("score", "gold") if known else ("score",)
+    judges = ("gold",) if loop.judged_by_gold else ("score", "gold") if known else ("score",)
     rows = [policy_row(loop, "sft", first[:1], judges)]
     for name, history in histories.items():
         rows += [policy_row(loops[name], name, history[: i + 1], judges) for i in range(1, len(history))]
@@ -48,10 +51,10 @@ def collect_results(
     results = {
         "policies": rows,
         "judges": judges,
-        "lead_words": lead_words(asked, seed=loop.training.seed) if known else None,
+        **baseline_numbers(loop, first[0], asked, judges),
         "samples": _samples(asked, histories),
         "corpus": None if corpus is None else corpus_facts(corpus),
-        "settings": asdict(loop.settings) | {"eval_prompts": loop.settings.held_out},
+        "settings": asdict(loop.settings) | resolved(loop.settings),
         "objectives": {name: asdict(each.objective) for name, each in loops.items()},
         "training": asdict(loop.training),
         "artefacts": {name: artefact.content for name, artefact in made.items()},
@@ -62,12 +65,33 @@ def collect_results(
     return json.loads(json.dumps(results))  # as it will be read: lists for tuples
 
 
+def baseline_numbers(loop: Loop, start: Stages, asked: Sequence[Row], judges: Sequence[str]) -> dict:
+    """What nobody has to learn for: tempered and best_of_n of pi_0, unlearned texts; empty where there is none."""
+    sft, seed, gold = read_rows(start["evaluation"]), loop.training.seed, "gold" in judges
+    points = by_temperature(read_rows(start["tempered"]), sft) if "tempered" in start else {}
+    chosen = {name: [[r[name] for r in row] for row in of_decoding(sft, "sampled")] for name in judges}
+    return {
+        "tempered": tempered_measures(points, judges, seed=seed),
+        "best_of_n": best_of_n(chosen[judges[0]], chosen[judges[-1]], seed=seed)[1:],
+        "unlearned": unlearned_measures(asked, loop.gold, seed=seed) if gold else {},
+    }
+
+
+def resolved(settings: WorkflowSettings) -> dict:
+    """The settings whose defaults depend on others."""
+    return {"eval_prompts": settings.held_out, "judge": settings.judge_name, "gold": settings.gold_name}
+
+
 def policy_row(loop: Loop, name: str, history: Sequence[Stages], judges: Sequence[str]) -> dict:
     """The numbers of the last policy of a history: measures, and for an iterate its pairs and its training."""
     stages, iteration = history[-1], len(history) - 1
     own, *before = (read_rows(each["evaluation"]) for each in (stages, history[0], history[max(0, iteration - 1)]))
     row = {"policy": name, "iteration": iteration, "changed": changed(name, loop.objective) if iteration else {}}
     row |= policy_measures(own, *(before if iteration else ()), judges=judges, seed=loop.training.seed)
+    if iteration and "tempered" in history[0]:
+        points = by_temperature(read_rows(history[0]["tempered"]), before[0])
+        for judge in judges:
+            row[judge] |= against_tempered(own, points, judge, seed=loop.training.seed)
     row["stages"] = {stage: _place(loop, artefact) for stage, artefact in stages.items()}
     row["seconds"] = {stage: a.notes["seconds"] for stage, a in stages.items() if "seconds" in a.notes}
     if iteration:

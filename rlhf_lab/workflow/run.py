@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from rlhf_lab.engine.loading import load_model
 from rlhf_lab.engine.precision import pick_device
-from rlhf_lab.judges.gold import Judge, gold_judge
+from rlhf_lab.judges.gold import Judge, content_judge
 from rlhf_lab.objective import Objective
 from rlhf_lab.workflow.artefacts import Artefact
 from rlhf_lab.workflow.settings import WorkflowSettings, WorkflowTraining
@@ -23,24 +23,24 @@ class NamedJudge(NamedTuple):
     """A judge and its identity, the hash of its files or its name; `load` gives the function when it is needed.
 
     relative: a score compares a response with the others given (a pairwise model), and means nothing by itself.
+    verbs: the commands that the house style knows, if the judge asks for it; its rules are then reported one by one.
     """
 
     identity: str
     load: Callable[[], Judge]
     relative: bool = False
-
-    @property
-    def is_gold(self) -> bool:
-        """True if the scores are the gold rewards themselves, and no proxy of them."""
-        return self.identity == "gold"
+    verbs: frozenset[str] | None = None
 
 
-GOLD = NamedJudge("gold", gold_judge)
+CONTENT = NamedJudge("content", content_judge)
 
 
 @dataclass(frozen=True)
 class Loop:
-    """One objective's run; `sft` is pi_0 with its tokenizer, as the first artefact."""
+    """One objective's run; `sft` is pi_0 with its tokenizer, as the first artefact.
+
+    judge: whose scores make the pairs; gold: the true reward, where the prompts have what it needs.
+    """
 
     settings: WorkflowSettings
     objective: Objective
@@ -48,6 +48,12 @@ class Loop:
     tokenizer: object
     sft: Artefact
     judge: NamedJudge
+    gold: NamedJudge
+
+    @property
+    def judged_by_gold(self) -> bool:
+        """True if the judge's scores are the gold rewards themselves, and no proxy of them."""
+        return self.judge.identity == self.gold.identity
 
     def folder(self, iteration: int) -> Path:
         """Where the stages of an iteration lie; iteration 0 is pi_0."""

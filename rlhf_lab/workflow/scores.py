@@ -4,30 +4,40 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 
 from rlhf_lab.common.assets import SHIPPED
-from rlhf_lab.common.files import read_whole
+from rlhf_lab.common.files import key_of, read_whole
 from rlhf_lab.data.contents import Content
+from rlhf_lab.data.docstrings import DocstringPair, docstring_pairs
 from rlhf_lab.engine.loading import load_model, load_tokenizer, model_source
 from rlhf_lab.engine.precision import pick_device
-from rlhf_lab.judges.gold import Judge
+from rlhf_lab.judges.gold import STYLE_WEIGHT, GoldName, Judge, house_judge, style_judge
+from rlhf_lab.judges.own import each_response, function_of
 from rlhf_lab.judges.pairwise import pairwise_judge
 from rlhf_lab.judges.reward_model import reward_judge, reward_model
 from rlhf_lab.judges.served import server_judge
+from rlhf_lab.judges.style import imperative_verbs
 from rlhf_lab.workflow.artefacts import Artefact, model_artefact, read_rows, stage, write_rows
 from rlhf_lab.workflow.prompts import Row, unpacked
-from rlhf_lab.workflow.run import GOLD, Loop, NamedJudge, by_prompt
+from rlhf_lab.workflow.run import CONTENT, Loop, NamedJudge, by_prompt
 from rlhf_lab.workflow.settings import WorkflowSettings, WorkflowTraining
 
+GOLD_NAMES = get_args(GoldName)
 SCORES = {"prompt": pa.int32(), "score": pa.float64(), "gold": pa.float64()}
 
 
-def choose_judge(settings: WorkflowSettings, training: WorkflowTraining, judge: Judge | None = None) -> NamedJudge:
+def choose_judge(
+    settings: WorkflowSettings,
+    training: WorkflowTraining,
+    judge: Judge | None = None,
+    corpus: Sequence[DocstringPair] | None = None,
+) -> NamedJudge:
     """The served judge, known by its model's name wherever it is served, or what `named_judge` finds."""
     if settings.judge != "server":
-        return named_judge(settings.judge, training.device, judge)
+        return named_judge(settings.judge_name, training.device, judge, corpus)
     if judge is not None:
         raise ValueError("judge='server' asks a server, and would ignore the function given: name it otherwise")
     options = {"answer": settings.judge_answer, "concurrency": settings.concurrency}
@@ -38,25 +48,49 @@ def choose_judge(settings: WorkflowSettings, training: WorkflowTraining, judge: 
     return NamedJudge(f"server {settings.judge_model}, {settings.judge_answer}", load, relative=True)
 
 
-def named_judge(name: str, device: str = "auto", judge: Judge | None = None) -> NamedJudge:
-    """ "gold", a reward or pairwise model by its folder, or the function `judge`, known to the stages as `name`.
+def named_judge(
+    name: str, device: str = "auto", judge: Judge | None = None, corpus: Sequence[DocstringPair] | None = None
+) -> NamedJudge:
+    """A gold judge, a model by its folder, "module:function", or the function `judge`, known to the stages as `name`.
 
     A scalar head makes a model a reward model, a language-model head a pairwise one. A function is taken to score each
-    response by itself. Raises ValueError if the folder holds no model.
+    response by itself. corpus: whose summaries say what a command is, for the house style (default: this machine's).
+    Raises ValueError if the folder holds no model, or the module no such function.
     """
     if judge is not None:
-        if name == "gold":
+        if name in GOLD_NAMES:
             raise ValueError("a judge of yours needs a name of its own for the stages' keys: set judge='my-judge 1'")
         return NamedJudge(f"function {name}", lambda: judge)
-    if name == "gold":
-        return GOLD
+    if name in GOLD_NAMES:
+        return gold_judge(name, corpus)
     folder = Path(model_source(name) if name in SHIPPED else name).expanduser()
+    if not folder.exists() and ":" in name:
+        fn, source = function_of(name)
+        return NamedJudge(f"function {name} {source}", partial(each_response, fn))
     if not (folder / "config.json").is_file():
-        raise ValueError(f"judge={name!r} is neither gold nor a folder with a reward or pairwise preference model")
+        was = "; what was gold is content now" if name == "gold" else ""
+        raise ValueError(
+            f"judge={name!r} is none of {', '.join(GOLD_NAMES)}, no folder with a reward or pairwise preference model, "
+            f"and no module:function{was}"
+        )
     architectures = read_whole(folder / "config.json", "save the judge again").get("architectures") or [""]
     relative = not architectures[0].endswith("ForSequenceClassification")
     load = partial(_model_judge, folder, device, relative)
     return NamedJudge(f"model {model_artefact(folder).content}", load, relative)
+
+
+def gold_judge(name: GoldName, corpus: Sequence[DocstringPair] | None = None) -> NamedJudge:
+    """The gold judge of that name; corpus: whose summaries say what a command is (default: this machine's docstrings).
+
+    Raises ValueError if no word of the corpus is a command: the house style could not be told.
+    """
+    if name == "content":
+        return CONTENT
+    verbs = imperative_verbs(pair.summary for pair in (docstring_pairs() if corpus is None else corpus))
+    if not verbs:
+        raise ValueError(f"{name}: no summary of the corpus opens with a command; choose judge and gold 'content'")
+    load = partial(style_judge if name == "style" else house_judge, verbs)
+    return NamedJudge(f"{name} {key_of(verbs=sorted(verbs), weight=STYLE_WEIGHT)}", load, verbs=verbs)
 
 
 def scores(
@@ -92,22 +126,29 @@ def wins_against(judge: NamedJudge, prompts: Sequence[Content], responses, oppon
     return [[next(won)[0] for _ in row] for row in responses]
 
 
-def judge_texts(judge: NamedJudge, asked: Sequence[Row], texts: Sequence[Sequence[str]]) -> list[list[dict]]:
+def judge_texts(loop: Loop, asked: Sequence[Row], texts: Sequence[Sequence[str]]) -> list[list[dict]]:
     """{"score", "gold"} of every text; gold is None without references. Raises ValueError as `scores` does."""
-    score = scores(judge, [row["prompt"] for row in asked], texts, references_of(asked))
-    gold = score if judge.is_gold else gold_scores(asked, texts)
+    score = scores(loop.judge, [row["prompt"] for row in asked], texts, references_of(asked))
+    return with_gold(loop, asked, texts, score)
+
+
+def with_gold(loop: Loop, asked: Sequence[Row], texts, score: Sequence[Sequence[float]]) -> list[list[dict]]:
+    """{"score", "gold"} of every text from its score."""
+    gold = score if loop.judged_by_gold else gold_scores(loop.gold, asked, texts)
     judged = []
     for scored, known in zip(score, gold, strict=True):
         judged.append([{"score": s, "gold": g} for s, g in zip(scored, known, strict=True)])
     return judged
 
 
-def gold_scores(asked: Sequence[Row], texts: Sequence[Sequence[str]]) -> list[list[float]] | list[list[None]]:
+def gold_scores(
+    gold: NamedJudge, asked: Sequence[Row], texts: Sequence[Sequence[str]]
+) -> list[list[float]] | list[list[None]]:
     """The gold reward of every text; None without references."""
     references = references_of(asked)
     if references is None:
         return [[None] * len(row) for row in texts]
-    return scores(GOLD, [row["prompt"] for row in asked], texts, references)
+    return scores(gold, [row["prompt"] for row in asked], texts, references)
 
 
 def references_of(asked: Sequence[Row]) -> list[str] | None:
@@ -118,12 +159,13 @@ def references_of(asked: Sequence[Row]) -> list[str] | None:
 
 def scores_stage(loop: Loop, iteration: int, prompts: Artefact, candidates: Artefact) -> Artefact:
     """The judge's score of every candidate, and the gold reward where there are references; rows as the candidates'."""
-    facts = {"prompts": prompts.content, "candidates": candidates.content, "judge": loop.judge.identity}
+    facts = {"prompts": prompts.content, "candidates": candidates.content}
+    facts |= {"judge": loop.judge.identity, "gold": loop.gold.identity}
 
     def make(path: Path) -> None:
         texts = [[c["text"] for c in row] for row in by_prompt(read_rows(candidates))]
         rows = []
-        for i, row in enumerate(judge_texts(loop.judge, unpacked(read_rows(prompts)), texts)):
+        for i, row in enumerate(judge_texts(loop, unpacked(read_rows(prompts)), texts)):
             rows += [{"prompt": i, **judgement} for judgement in row]
         write_rows(path, rows, pa.schema(SCORES))
 

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from rlhf_lab.common.files import PathText
 from rlhf_lab.data.truncation import LongPrompts
 from rlhf_lab.engine.serving.exchange import base_url, check_patience
+from rlhf_lab.judges.gold import GoldName
 from rlhf_lab.training.settings import TrainingSettings
 
 PairChoice = Literal["best/worst", "best/random", "current/reference", "current/previous"]
@@ -89,9 +90,14 @@ class WorkflowSettings(PairSettings):
     `transformers serve`), which serves each policy under the name of its folder; measuring is always local"""
     server_url: str | None = None
     """of the sampler, as http://localhost:8000"""
-    judge: PathText = "gold"
-    """gold (ROUGE-L F1 against the reference), the folder of a reward or pairwise model, or server: a pairwise model
-    that a completions server at judge_url serves as judge_model"""
+    judge: PathText | None = None
+    """whose scores make the pairs: content (ROUGE-L F1 against the reference), style (the house style of a docstring's
+    summary) or house (their mean); the folder of a reward or pairwise model; module:function, a function of yours of
+    (prompt, response, reference); or server, a pairwise model that a completions server at judge_url serves as
+    judge_model; none: house for docstrings, content for a prompts_file"""
+    gold: GoldName | None = None
+    """the true reward, which every policy is measured by beside the judge's: content, style or house; none: the judge
+    if it is one of these, else house for docstrings and content for a prompts_file with references"""
     judge_url: str | None = None
     """of a served judge"""
     judge_model: str | None = None
@@ -118,10 +124,16 @@ class WorkflowSettings(PairSettings):
     """held-out prompts; none: as many as `prompts`, at most 300 (150 with several iterations)"""
     eval_samples: int = 4
     """responses drawn to each held-out prompt by every policy, at temperature 1"""
+    eval_split: Literal["test", "validation"] = "test"
+    """docstrings held out: of the test split, or those of the validation split that no iteration asks about, to choose
+    settings by"""
+    baseline_temperatures: tuple[float, ...] = (0.85, 0.7, 0.5, 0.3)
+    """lower temperatures at which the SFT model is measured too: what no learning reaches; empty: none"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "temperatures", tuple(self.temperatures))
+        object.__setattr__(self, "baseline_temperatures", tuple(self.baseline_temperatures))
         lowest = {"iterations": 1, "prompts": 1, "candidates": 2, "max_new_tokens": 1, "concurrency": 1}
         check_lowest(self, lowest | {"eval_prompts": 2, "eval_samples": 1})
         check_choices(self, {"long_prompts": get_args(LongPrompts)})
@@ -129,13 +141,16 @@ class WorkflowSettings(PairSettings):
             raise ValueError(f"long_prompts={self.long_prompts!r} would be ignored: there is no prompts_file")
         choices = {"sampler": Sampler, "documents": Documents, "judge_answer": Answer}
         check_choices(self, {name: get_args(kind) for name, kind in choices.items()})
+        check_choices(self, {"eval_split": ("test", "validation"), "gold": (None, *get_args(GoldName))})
+        if self.prompts_file is not None and self.eval_split != "test":
+            raise ValueError(f"eval_split={self.eval_split!r} would be ignored: a prompts_file has no splits")
         check_choices(self, {"data": ("all", "newest"), "reference": ("fixed", "moving")})
         self._check_servers()
         self._check_draws()
 
     def _check_servers(self) -> None:
         sampled = (self.sampler != "local", f"sampler={self.sampler!r}")
-        judged = (self.judge == "server", f"judge={self.judge!r}")
+        judged = (self.judge == "server", f"judge={self.judge_name!r}")
         either = (sampled[0] or judged[0], "a workflow without a server")
         users = {"server_url": sampled, "judge_url": judged, "judge_model": judged, "judge_answer": judged}
         optional = {"api_key_variable": sampled, "judge_api_key_variable": judged}
@@ -155,6 +170,8 @@ class WorkflowSettings(PairSettings):
         wrong = [t for t in self.temperatures if not 0.0 < t < math.inf]
         if wrong or not self.temperatures:
             raise ValueError(f"temperatures={self.temperatures}: give at least one, all of them finite and above 0")
+        if not all(0.0 < t < 1.0 for t in self.baseline_temperatures):
+            raise ValueError(f"baseline_temperatures={self.baseline_temperatures}: all of them between 0 and 1")
         if self.opponent is not None and self.candidates != 2 * self.pairs_per_prompt:
             raise ValueError(
                 f"pairs={self.pairs!r} compares every draw, half of them from each policy: it needs candidates="
@@ -167,6 +184,20 @@ class WorkflowSettings(PairSettings):
                 f"temperatures={self.temperatures} must share {self.draws} draws of a policy equally: give "
                 f"{self.draws} draws as a multiple of {len(self.temperatures)}"
             )
+
+    @property
+    def judge_name(self) -> str:
+        """The judge, with its default."""
+        return self.judge or ("house" if self.prompts_file is None else "content")
+
+    @property
+    def gold_name(self) -> GoldName:
+        """The true reward, with its default."""
+        if self.gold is not None:
+            return self.gold
+        if self.judge_name in get_args(GoldName):
+            return self.judge_name
+        return "house" if self.prompts_file is None else "content"
 
     @property
     def draws(self) -> int:
@@ -216,8 +247,8 @@ def check_lowest(settings: object, lowest: dict[str, int]) -> None:
             raise ValueError(f"{name}={value}: must be {low} or more")
 
 
-def check_choices(settings: object, choices: dict[str, tuple[str, ...]]) -> None:
+def check_choices(settings: object, choices: dict[str, tuple[str | None, ...]]) -> None:
     """Raises ValueError that names a value which is none of its choices."""
     for name, allowed in choices.items():
         if getattr(settings, name) not in allowed:
-            raise ValueError(f"{name}={getattr(settings, name)!r}: must be one of {', '.join(allowed)}")
+            raise ValueError(f"{name}={getattr(settings, name)!r}: must be one of {', '.join(map(str, allowed))}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhf_lab.common.intervals import Interval, difference_interval
 from rlhf_lab.data.docstrings import DocstringPair
-from rlhf_lab.judges.gold import Judge, gold_judge
+from rlhf_lab.judges.gold import Judge
 from rlhf_lab.judges.report import Verdicts, best_of_n, judge_report
 from rlhf_lab.judges.reward_model import reward_judge, train_reward
 from rlhf_lab.studies.text.paths import Path as Points
@@ -69,9 +69,8 @@ def biased_score(gold: float, text: str, bias: float) -> float:
     return round(gold * 2**40) / 2**40 + bias * len(text)
 
 
-def biased_judge(bias: float) -> Judge:
-    """`biased_score` of every response. Raises ValueError as the gold judge does."""
-    gold = gold_judge()
+def biased_judge(gold: Judge, bias: float) -> Judge:
+    """`biased_score` of every response, from its gold reward. Raises ValueError as the gold judge does."""
 
     def judge(prompts, responses, references=None) -> list[list[float]]:
         scores = gold(prompts, responses, references)

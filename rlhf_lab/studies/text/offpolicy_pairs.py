@@ -17,7 +17,6 @@ from rlhf_lab.engine.generate import sample
 from rlhf_lab.engine.loading import load_model, load_tokenizer
 from rlhf_lab.engine.logps import ResponseLogps, response_logps
 from rlhf_lab.engine.models import disable_dropout, eval_mode
-from rlhf_lab.judges.rouge import rouge_l
 from rlhf_lab.objective import Objective, preference_loss, wpo_weights
 from rlhf_lab.studies.text.summaries import BATCH_SIZE, MAX_NEW_TOKENS, World, draw_summaries
 from rlhf_lab.training.loop import Losses, LossFunction, TrainingResult, train
@@ -25,7 +24,7 @@ from rlhf_lab.training.reference import reference_logps
 from rlhf_lab.training.settings import TrainingSettings
 from rlhf_lab.workflow.candidates import Candidate, response_text
 from rlhf_lab.workflow.pairs import Pair, make_pairs
-from rlhf_lab.workflow.prompts import prompt_ids
+from rlhf_lab.workflow.prompts import prompt_ids, prompt_text
 from rlhf_lab.workflow.settings import PairSettings
 
 CANDIDATES = 8
@@ -61,28 +60,29 @@ def other_summaries(world: World, documents: Sequence[DocstringPair]) -> list[li
     texts = [[response_text(tokenizer, tokens) for tokens in row if tokens[-1] == eos] for row in drawn]
     summaries = []
     for row, document in zip(texts, documents, strict=True):
-        summaries.append([written(world, text, document.summary) for text in row if text])
+        summaries.append([written(world, text, document) for text in row if text])
     return summaries
 
 
 def hybrid_pairs(world: World, own: Sequence[Sequence[Candidate]]) -> list[Pair]:
     """The best of the author's summary and pi_0's own, against a random one of pi_0's own with less reward.
 
-    The author's summary is what the gold reward compares with: its own reward is 1, so it is the chosen one.
+    The author's summary is what the content is compared with, so that it is the chosen one, but for poor style.
     Source: WPO (2406.11827), its hybrid data: policy samples and one output of a stronger model.
     """
     chance, pairs = random.Random(f"{world.seed}/hybrid"), []
     for index, (row, document) in enumerate(zip(own, world.documents, strict=True)):
-        best = max([written(world, document.summary, document.summary), *row], key=lambda c: c.reward)
+        best = max([written(world, document.summary, document), *row], key=lambda c: c.reward)
         worse = [candidate for candidate in row if candidate.reward < best.reward]
         if worse:
             pairs.append(Pair(index, best, chance.choice(worse)))
     return pairs
 
 
-def written(world: World, text: str, author: str) -> Candidate:
-    """Someone else's text as if pi_0 had sampled it: its tokens, EOS last."""
-    return Candidate(encode_response(text, world.tokenizer), text, rouge_l(text, author))
+def written(world: World, text: str, document: DocstringPair) -> Candidate:
+    """Someone else's text as if pi_0 had sampled it: its tokens, EOS last, and its gold reward."""
+    ((reward,),) = world.gold.load()([prompt_text(document.description)], [[text]], [document.summary])
+    return Candidate(encode_response(text, world.tokenizer), text, reward)
 
 
 @torch.no_grad()

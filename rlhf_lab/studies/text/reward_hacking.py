@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rlhf_lab.common.intervals import Interval, change, comparison, mean_interval, number, sign
-from rlhf_lab.judges.gold import gold_judge
 from rlhf_lab.studies.text.hacking_figure import BEST_OF_N, alt, draw
 from rlhf_lab.studies.text.hacking_proxies import (
     JUDGE,
@@ -78,7 +77,8 @@ def one_seed(seed: int, seeds: int, size: dict, plan: dict) -> dict:
     bias = bias_of_length(candidates)
     with tempfile.TemporaryDirectory(prefix="study-") as scratch:
         judge = learned_judge(world, judged, candidates, f"{scratch}/judge")
-        gold, learned, biased = (rewards(world, draws, j) for j in (gold_judge(), judge, biased_judge(bias)))
+        true = world.gold.load()
+        gold, learned, biased = (rewards(world, draws, j) for j in (true, judge, biased_judge(true, bias)))
         numbers = judge_numbers(learned, gold, draws) | {"bias": bias}
         world.say(f"the learned judge is right in {numbers['accuracy']:.0%} of the held-out comparisons")
         start = {"kl": 0.0} | mean_length(draws)
@@ -88,8 +88,8 @@ def one_seed(seed: int, seeds: int, size: dict, plan: dict) -> dict:
         for arm, scored, function, changes in (
             ("gold", gold, None, {}),
             ("learned", learned, None, {"judge": f"{scratch}/judge"}),
-            ("biased", biased, biased_judge(bias), like_length),
-            ("half", biased, biased_judge(bias), like_length | {"length_penalty": bias / 2}),
+            ("biased", biased, biased_judge(true, bias), like_length),
+            ("half", biased, biased_judge(true, bias), like_length | {"length_penalty": bias / 2}),
         ):
             run = loop(world, plan, f"{scratch}/{arm}", changes)
             rows = loop_rows(world, run, *pools, function)

@@ -26,21 +26,27 @@ from rlhf_lab.engine.loading import load_model, load_tokenizer
 from rlhf_lab.engine.precision import bf16_speed
 from rlhf_lab.judges.gold import Judge
 from rlhf_lab.training.settings import TrainingSettings
-from rlhf_lab.workflow.candidates import Candidate, scored_candidate
+from rlhf_lab.workflow.candidates import Candidate, scored_candidates
 from rlhf_lab.workflow.evaluation import response_log_ratios
 from rlhf_lab.workflow.loop import iterations, open_loop
 from rlhf_lab.workflow.presets import Plan
 from rlhf_lab.workflow.prompts import Row, choose_documents, prompt_ids
 from rlhf_lab.workflow.results import collect_results
+from rlhf_lab.workflow.run import NamedJudge
+from rlhf_lab.workflow.scores import gold_judge
 
 MAX_PROMPT_TOKENS = 200
 MAX_NEW_TOKENS = 48
 BATCH_SIZE = 16
+GOLD = "house"
 
 
 @dataclass(frozen=True)
 class World:
-    """What a seed works with. folder: pi_0 and its tokenizer; held_out: documents of no other seed."""
+    """What a seed works with. folder: pi_0 and its tokenizer; held_out: documents of no other seed.
+
+    gold: the true reward of the studies, content and house style.
+    """
 
     seed: int
     folder: Path
@@ -48,6 +54,7 @@ class World:
     tokenizer: Any
     documents: list[DocstringPair]
     held_out: list[DocstringPair]
+    gold: NamedJudge
 
     def ids(self, documents: Sequence[DocstringPair]) -> list[list[int]]:
         """The documents as prompts."""
@@ -72,7 +79,8 @@ def open_world(seed: int, seeds: int, documents: int, held_out: int, model: str 
     count = min(held_out, len(test) // seeds)
     if count < 2:
         raise ValueError(f"--seeds {seeds}: the {len(test)} held-out documents give no two to each seed")
-    return World(seed, folder, load_model(folder), tokenizer, own, test[seed * count : (seed + 1) * count])
+    held = test[seed * count : (seed + 1) * count]
+    return World(seed, folder, load_model(folder), tokenizer, own, held, gold_judge(GOLD, corpus))
 
 
 def each_seed(run_one: Callable[..., dict], seeds: int, *arguments: Any, together: bool = True) -> list[dict]:
@@ -106,9 +114,8 @@ def draw_summaries(
 
 
 def scored(world: World, documents: Sequence[DocstringPair], drawn: Sequence) -> list[list[Candidate]]:
-    """Token ids as candidates: with their text and ROUGE-L F1 against the author's summary."""
-    pairs = zip(documents, drawn, strict=True)
-    return [[scored_candidate(world.tokenizer, tokens, d.summary) for tokens in row] for d, row in pairs]
+    """Token ids as candidates: with their texts and gold rewards."""
+    return scored_candidates(world.tokenizer, documents, drawn, world.gold.load())
 
 
 def trained(
@@ -166,7 +173,7 @@ def has_bf16(world: World) -> bool:
 def measure(world: World, model, samples: int = 4) -> dict[str, float]:
     """What a policy is worth on the held-out documents: gold, greedy, kl (nats a response), length (tokens).
 
-    gold, greedy: mean ROUGE-L F1 of sampled (temperature 1) and greedy summaries. All policies draw by the same random
+    gold, greedy: mean gold reward of sampled (temperature 1) and greedy summaries. All policies draw by the same random
     numbers, so that in a difference of two policies much of the noise cancels.
     """
     sampled = draw_summaries(world, model, world.held_out, samples, stream=999)
