@@ -93,7 +93,7 @@ def test_the_house_judge_is_the_weighted_mean_of_content_and_style():
     assert house == style
     with pytest.raises(ValueError, match="house judge needs one human text per prompt"):
         house_judge(VERBS)([prompt], [texts])
-    with pytest.raises(ValueError, match="style_weight=1.5"):
+    with pytest.raises(ValueError, match=r"style_weight=1\.5"):
         house_judge(VERBS, 1.5)
 
 

@@ -21,7 +21,7 @@ from rlhf_lab.workflow.measures import policy_measures, win_rates
 from rlhf_lab.workflow.pairs import expected_flips, make_pairs, pair_examples
 from rlhf_lab.workflow.presets import Plan, workflow_preset
 from rlhf_lab.workflow.prompts import choose_documents, document_rows, prompt_ids
-from rlhf_lab.workflow.report import label, parts_table, reward_table, verdict, verdicts
+from rlhf_lab.workflow.report import claim, label, parts_table, reward_table, verdicts
 from rlhf_lab.workflow.settings import PairSettings
 from tests.test_workflow import remade, table
 from tests.toy import save_toy, toy_corpus, toy_model, toy_tokenizer
@@ -295,7 +295,7 @@ def test_verdicts_say_when_a_method_learns_nothing():
         (sentence,) = verdicts({"policies": [{}, row], "judges": ["gold"], "settings": {"iterations": 1}})
         assert sentence.startswith(words)
     without = {"delta_vs_sft": interval(0.2), "greedy": {"delta_vs_sft": interval(0.2)}}
-    assert "against the SFT model, and" in verdict("DPO", without)
+    assert "against the SFT model, and" in claim("DPO", without)
     assert label(row, loop=True) == "DPO, iteration 1"
 
 

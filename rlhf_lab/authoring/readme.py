@@ -10,40 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlhf_lab.authoring import benchmarks
+from rlhf_lab.authoring import benchmarks, main_job
 from rlhf_lab.authoring.masters import between_markers
 from rlhf_lab.common.assets import PACKAGE
 from rlhf_lab.common.files import read_whole
-from rlhf_lab.common.intervals import number, over_runs
 from rlhf_lab.common.markdown import markdown_table
 from rlhf_lab.studies.report import STUDIES
-from rlhf_lab.workflow.report import cost_table, is_loop, label, reward_table
-
-# Columns of the main job: how each is read from a policy's row (None: pi_0's gain over itself), and its format.
-MAIN_JOB = {
-    "sampled reward": (lambda row: row["gold"]["reward"], ".3f"),
-    "gain over SFT": (lambda row: row["gold"].get("delta_vs_sft"), "+.3f"),
-    "greedy reward": (lambda row: row["gold"]["greedy"]["reward"], ".3f"),
-    "greedy gain": (lambda row: row["gold"]["greedy"].get("delta_vs_sft"), "+.3f"),
-    "KL, nats": (lambda row: row["kl"], ".1f"),
-    "tokens": (lambda row: row["length"], ".1f"),
-}
+from rlhf_lab.workflow.report import cost_table, reward_table
 
 
-def summarize_table(records: Sequence[Mapping]) -> str:
-    """results.json of `rlhf-lab summarize` with several seeds as a table; intervals over runs and documents."""
-    rows = [["", *MAIN_JOB]]
-    lead = records[0]["unlearned"]
-    reward = number(over_runs([record["unlearned"]["reward"] for record in records]), ".3f")
-    rows.append([f"the document's first {lead['words']} words", reward, "", reward, "", "", ""])
-    for place, row in enumerate(records[0]["policies"]):
-        found = [record["policies"][place] for record in records]
-        cells = []
-        for read, form in MAIN_JOB.values():
-            values = [read(each) for each in found]
-            cells.append("" if None in values else number(over_runs(values), form))
-        rows.append([label(row, is_loop(records[0])), *cells])
-    return markdown_table(rows)
+def main_job_tables(records: Sequence[Mapping]) -> str:
+    """results.json of `rlhf-lab summarize` with several seeds: its table, the methods' contrasts, and the claims."""
+    tables = main_job.summarize_table(records), main_job.contrasts_table(records), main_job.claims(records)
+    return "\n\n".join(tables)
 
 
 def online_table(record: Mapping) -> str:
@@ -78,7 +57,7 @@ def _benchmark(name: str, table: Callable[[Any], str]) -> PageTable:
 
 SEVERAL = ("summarize", "studies")  # tables of several files
 TABLES = {
-    "summarize": PageTable("results", "docs/results.md", summarize_table),
+    "summarize": PageTable("results", "docs/results.md", main_job_tables),
     "online": PageTable("online", "docs/results.md", lambda files: online_table(files[0])),
     "studies": PageTable("studies", "docs/studies/README.md", studies_table),
     "preference_step": _benchmark("preference_step", benchmarks.preference_step_table),
@@ -102,7 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     readme = options.readme or PACKAGE.parent / page
     if options.kind not in SEVERAL and len(options.files) > 1:
         parser.error(f"{options.kind} takes one file, got {len(options.files)}")
-    inside = made([read_whole(file, "measure it again") for file in options.files])
+    records = [read_whole(file, "measure it again") for file in options.files]
+    inside = made(records)
+    if options.kind == "summarize":
+        main_job.write_picture(records, readme.parent / "summarize.png")
     text = readme.read_text(encoding="utf-8")
     new = between_markers(text, inside, f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->")
     readme.write_text(new, encoding="utf-8")

@@ -8,7 +8,7 @@ from rlhf_lab.common.arguments import add_fields, read_values
 from rlhf_lab.objective import PRESETS as OBJECTIVES
 from rlhf_lab.objective import Objective
 from rlhf_lab.workflow.loop import run_workflow
-from rlhf_lab.workflow.presets import PRESETS, Plan, workflow_preset
+from rlhf_lab.workflow.presets import PRESETS, Plan, own_training, workflow_preset
 from rlhf_lab.workflow.report import screen
 from rlhf_lab.workflow.settings import WorkflowSettings, WorkflowTraining
 
@@ -47,11 +47,12 @@ def announcement(plan: Plan) -> str:
     """What the run will do, before anything is computed."""
     settings, training = plan.settings, plan.training
     asked = settings.prompts * settings.iterations
-    judge = "the gold reward" if settings.judge == "gold" else f"judge {settings.judge}"
+    rates = {name: own_training(name, training).learning_rate for name in plan.objectives}
+    rate = " and ".join(dict.fromkeys(f"{value:g}" for value in rates.values()))
     source = settings.prompts_file or "docstrings of the installed packages"
     return (
         f"{', '.join(plan.objectives)} from {settings.model_name_or_path}: {settings.iterations} x {settings.prompts} "
-        f"prompts ({source}), {asked * settings.candidates:,} candidates, {judge}; {training.num_train_epochs:g} "
-        f"epochs at learning rate {training.learning_rate:g}; measured on {settings.held_out} held-out prompts. "
-        f"Everything lands in {training.output_dir}; stopped, the same command goes on from there."
+        f"prompts ({source}), {asked * settings.candidates:,} candidates, judge {settings.judge_name}; "
+        f"{training.num_train_epochs:g} epochs at learning rate {rate}; measured on {settings.held_out} held-out "
+        f"prompts. Everything lands in {training.output_dir}; stopped, the same command goes on from there."
     )

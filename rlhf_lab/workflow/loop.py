@@ -25,7 +25,7 @@ from rlhf_lab.workflow.candidates import calibration_stage, candidates_stage
 from rlhf_lab.workflow.evaluation import evaluation_stage
 from rlhf_lab.workflow.pairs import pairs_stage
 from rlhf_lab.workflow.policy import IterationData, policy_stage
-from rlhf_lab.workflow.presets import Plan
+from rlhf_lab.workflow.presets import Plan, own_training
 from rlhf_lab.workflow.prompts import Row, block, prompt_pools, prompts_stage
 from rlhf_lab.workflow.report import progress_line
 from rlhf_lab.workflow.results import Stages, collect_results, write_results
@@ -69,7 +69,9 @@ def _run(plan: Plan, corpus: Sequence[DocstringPair] | None, judge: Judge | None
         corpus = docstring_pairs()
     first = open_loop(settings, next(iter(objectives.values())), training, judge, corpus)
     # The model's files, the judge's and the tokenizer are read once, whatever the number of objectives.
-    loops = {name: replace(first, objective=objective) for name, objective in objectives.items()}
+    loops = {}
+    for name, objective in objectives.items():
+        loops[name] = replace(first, objective=objective, training=own_training(name, training))
     pool, held_out = prompt_pools(settings, first.tokenizer, training.seed, room_for_prompts(first), corpus)
     if settings.judge_name in ("content", "house") and pool[0]["reference"] is None:
         raise ValueError(f"judge={settings.judge_name!r} needs a `reference` in every row of {settings.prompts_file}")

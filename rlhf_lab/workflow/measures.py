@@ -42,8 +42,9 @@ def policy_measures(
     numbers["characters"] = mean_over(rows, lambda r: len(r["text"]), seed)
     per_token = [-sum(r["logp"] for r in row) / sum(len(r["tokens"]) for r in row) for row in rows]
     numbers["entropy"] = bootstrap_mean(per_token, seed=seed)
-    written = {decoding: [row for row in own if row["decoding"] == decoding] for decoding in ("sampled", "greedy")}
-    numbers["parts"] = {decoding: part_means(rows) for decoding, rows in written.items()}
+    numbers["parts"] = {}
+    for decoding in ("sampled", "greedy"):
+        numbers["parts"][decoding] = part_means([row for row in own if row["decoding"] == decoding])
     return numbers
 
 
@@ -68,12 +69,16 @@ def reward_measures(own: Rewards, sft: Rewards | None = None, last: Rewards | No
     means = [float(np.mean(row)) for row in own]
     numbers = {"reward": bootstrap_mean(means, seed=seed)}
     if sft is not None:
-        gain = [float(np.mean(a) - np.mean(b)) for a, b in zip(own, sft, strict=True)]
-        numbers["delta_vs_sft"] = bootstrap_mean(gain, seed=seed)
+        numbers["delta_vs_sft"] = paired_difference(own, sft, seed=seed)
         numbers["win_rate_vs_sft"] = bootstrap_mean(win_rates(own, sft), seed=seed)
     if last is not None:
         numbers["win_rate_vs_last"] = bootstrap_mean(win_rates(own, last), seed=seed)
     return numbers
+
+
+def paired_difference(a: Rewards, b: Rewards, *, seed: int = 0) -> dict:
+    """{mean, low, high} over prompts of what a's responses to a prompt have more than b's, on average."""
+    return bootstrap_mean([float(np.mean(x) - np.mean(y)) for x, y in zip(a, b, strict=True)], seed=seed)
 
 
 def win_rates(rewards: Rewards, against: Rewards) -> list[float]:

@@ -83,6 +83,15 @@ def parts_table(results: dict, decoding: str) -> list[tuple[str, ...]]:
     return rows
 
 
+def contrast_table(results: dict) -> list[tuple[str, ...]]:
+    """Header and a row for every two objectives: by how much the first has more reward, paired by prompt."""
+    rows = [("", "sampled", "95%", "greedy", "95%")]
+    for row in results["contrasts"]:
+        name = f"{METHOD_LABELS.get(row['a'], row['a'])} minus {METHOD_LABELS.get(row['b'], row['b'])}"
+        rows.append((name, *_mean_and_range(row["sampled"], "+"), *_mean_and_range(row["greedy"], "+")))
+    return rows
+
+
 def cost_table(results: dict) -> list[tuple[str, ...]]:
     """Header and a row of text cells a policy: what it paid in KL, length and comparisons."""
     rows = [COSTS]
@@ -110,10 +119,10 @@ def seconds_table(results: dict) -> list[tuple[str, ...]]:
 def verdicts(results: dict) -> list[str]:
     """One sentence a policy: does it learn, which no lower temperature of SFT does?"""
     judge = main_judge(results)
-    return [verdict(label(row, is_loop(results)), row[judge]) for row in results["policies"][1:]]
+    return [claim(label(row, is_loop(results)), row[judge]) for row in results["policies"][1:]]
 
 
-def verdict(name: str, rewards: dict) -> str:
+def claim(name: str, rewards: dict) -> str:
     """A method learns if its sampled reward clears the SFT model's at the temperature of its KL, and its greedy reward
     that of the SFT model. rewards: of a policy by one judge; without baselines the sampled reward against SFT decides.
     """
@@ -152,6 +161,8 @@ def screen(results: dict) -> str:
         parts.append(aligned(reward_table(results, main_judge(results), decoding)) + "\n")
     if results["policies"][0]["parts"]["greedy"]:
         parts += ["what the greedy responses' reward is made of", aligned(parts_table(results, "greedy")) + "\n"]
+    if results["contrasts"]:
+        parts += ["the methods against each other", aligned(contrast_table(results)) + "\n"]
     parts += ["what it cost", aligned(cost_table(results)) + "\n", *verdicts(results), *corpus_note(results)]
     return "\n".join([*parts, "", samples_text(results)])
 
@@ -193,6 +204,8 @@ def markdown(results: dict, figure: str, alt: str) -> str:
         for decoding in ("sampled", "greedy"):
             title = f"## What the reward of {decoding} responses is made of"
             sections += [title, markdown_table(parts_table(results, decoding))]
+    if results["contrasts"]:
+        sections += ["## The methods against each other", markdown_table(contrast_table(results))]
     sections += ["## What it cost", markdown_table(cost_table(results))]
     sections += ["## Seconds of each stage", markdown_table(seconds_table(results))]
     sections += ["## How to read it", HOW_TO_READ, "## Samples", "Taken by the seed, not chosen."]

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from rlhf_lab.workflow.artefacts import Artefact, read_rows
 from rlhf_lab.workflow.baselines import against_tempered, by_temperature, tempered_measures, unlearned_measures
 from rlhf_lab.workflow.evaluation import Written, of_decoding
 from rlhf_lab.workflow.figure import write_figure
-from rlhf_lab.workflow.measures import policy_measures
+from rlhf_lab.workflow.measures import paired_difference, policy_measures
 from rlhf_lab.workflow.pairs import pair_counts
 from rlhf_lab.workflow.prompts import Row, unpacked
 from rlhf_lab.workflow.report import markdown
@@ -52,11 +53,13 @@ def collect_results(
         "policies": rows,
         "judges": judges,
         **baseline_numbers(loop, first[0], asked, judges),
+        "contrasts": contrasts(histories, judges[-1], loop.training.seed),
         "samples": _samples(asked, histories),
         "corpus": None if corpus is None else corpus_facts(corpus),
         "settings": asdict(loop.settings) | resolved(loop.settings),
         "objectives": {name: asdict(each.objective) for name, each in loops.items()},
-        "training": asdict(loop.training),
+        "training": asdict(loop.training)
+        | {"learning_rate": {n: each.training.learning_rate for n, each in loops.items()}},
         "artefacts": {name: artefact.content for name, artefact in made.items()},
         "read_back": [name for name, artefact in made.items() if artefact.read_back],
         "seconds": sum(artefact.notes.get("seconds", 0.0) for artefact in made.values()),
@@ -75,6 +78,19 @@ def baseline_numbers(loop: Loop, start: Stages, asked: Sequence[Row], judges: Se
         "best_of_n": best_of_n(chosen[judges[0]], chosen[judges[-1]], seed=seed)[1:],
         "unlearned": unlearned_measures(asked, loop.gold, seed=seed) if gold else {},
     }
+
+
+def contrasts(histories: Mapping[str, Sequence[Stages]], judge: str, seed: int) -> list[dict]:
+    """Every two objectives' last policies: reward of a minus that of b, paired by prompt, sampled and greedy."""
+    written = {name: read_rows(history[-1]["evaluation"]) for name, history in histories.items()}
+    found = []
+    for a, b in combinations(written, 2):
+        row = {"a": a, "b": b}
+        for decoding in ("sampled", "greedy"):
+            ours, theirs = ([[r[judge] for r in rows] for rows in of_decoding(written[x], decoding)] for x in (a, b))
+            row[decoding] = paired_difference(ours, theirs, seed=seed)
+        found.append(row)
+    return found
 
 
 def resolved(settings: WorkflowSettings) -> dict:
@@ -96,6 +112,7 @@ def policy_row(loop: Loop, name: str, history: Sequence[Stages], judges: Sequenc
     row["seconds"] = {stage: a.notes["seconds"] for stage, a in stages.items() if "seconds" in a.notes}
     if iteration:
         row |= {"pairs": pair_counts(stages["pairs"]), "training": stages["policy"].notes["metrics"]}
+        row["learning_rate"] = loop.training.learning_rate
     return row
 
 

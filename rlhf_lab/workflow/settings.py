@@ -224,8 +224,8 @@ class WorkflowTraining(TrainingSettings):
     """everything lands there; stages of other settings stay beside these, report, figure and results are replaced"""
     seed: int = 0
     """of the whole run: documents, draws, labels, order of training, bootstrap"""
-    learning_rate: float = 5e-5
-    """of AdamW after the warm-up"""
+    learning_rate: float | None = None
+    """of AdamW after the warm-up; none: each objective's own (workflow.presets.LEARNING_RATES)"""
     num_train_epochs: float = 2.0
     """passes over the pairs, may be a fraction"""
     per_device_train_batch_size: int | None = 16

@@ -1,0 +1,194 @@
+"""The main job over several seeds: its table, its claims in words, and the README's picture, from results.json files.
+
+Intervals cover runs and documents (`common.intervals.over_runs`): another draw of the training data moves a method as
+much as another draw of the documents does.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rlhf_lab.common.intervals import Interval, number, over_runs
+from rlhf_lab.common.markdown import markdown_table
+from rlhf_lab.common.plots import METHOD_LABELS, OKABE_ITO, method_colour, save_png, style
+from rlhf_lab.workflow.report import claim, label
+
+PARTS = ("rougeL", "imperative", "sentence", "short", "found")
+STYLE = PARTS[1:]
+GREY = OKABE_ITO["black"]
+Records = Sequence[Mapping]
+HEAD = (
+    "",
+    "sampled reward",
+    "KL, nats",
+    "minus SFT at that KL",
+    "greedy reward",
+    "minus SFT",
+    "ROUGE-L",
+    "style",
+    "tokens",
+)
+
+
+def summarize_table(records: Records) -> str:
+    """A row a policy and a rival, as Markdown: sampled and greedy reward, and what the greedy one is made of."""
+    rows = [HEAD]
+    for name in records[0]["unlearned"]:
+        found = [record["unlearned"][name] for record in records]
+        reward = _over(found, lambda row: row["reward"])
+        rows.append((name, *[""] * 3, number(reward, ".3f"), "", *_made_of([row["parts"] for row in found]), ""))
+    for place, point in enumerate(records[0]["tempered"]):
+        if 0 < point["temperature"] < 1:
+            found = [record["tempered"][place] for record in records]
+            reward, kl = _over(found, lambda row: row["gold"]), _over(found, lambda row: row["kl"])
+            rows.append(
+                (f"SFT, temperature {point['temperature']:g}", number(reward, ".3f"), number(kl, ".1f"), *[""] * 6)
+            )
+    for place, row in enumerate(records[0]["best_of_n"]):
+        found = [record["best_of_n"][place] for record in records]
+        at_most = f"at most {row['kl']:.1f}"
+        rows.append(
+            (f"SFT, best of {row['n']} by gold", number(_over(found, lambda r: r["gold"]), ".3f"), at_most, *[""] * 6)
+        )
+    for place in range(len(records[0]["policies"])):
+        rows.append(_policy_row([record["policies"][place] for record in records]))
+    return markdown_table(rows)
+
+
+def _policy_row(found: Sequence[Mapping]) -> tuple[str, ...]:
+    def cell(read: Callable[[Mapping], Interval | None], form: str) -> str:
+        return "" if read(found[0]) is None else number(_over(found, read), form)
+
+    return (
+        label(found[0], loop=False),
+        cell(lambda row: row["gold"]["reward"], ".3f"),
+        cell(lambda row: row["kl"], ".1f"),
+        cell(lambda row: row["gold"].get("vs_tempered"), "+.3f"),
+        cell(lambda row: row["gold"]["greedy"]["reward"], ".3f"),
+        cell(lambda row: row["gold"]["greedy"].get("delta_vs_sft"), "+.3f"),
+        *_made_of([row["parts"]["greedy"] for row in found]),
+        cell(lambda row: row["length"], ".1f"),
+    )
+
+
+def contrasts_table(records: Records) -> str:
+    """A row for every two methods: greedy and sampled reward of the first minus that of the second."""
+    rows = [("", "sampled", "greedy")]
+    for place, row in enumerate(records[0]["contrasts"]):
+        found = [record["contrasts"][place] for record in records]
+        cells = (number(_over(found, lambda r, d=decoding: r[d]), "+.3f") for decoding in ("sampled", "greedy"))
+        rows.append((f"{METHOD_LABELS[row['a']]} minus {METHOD_LABELS[row['b']]}", *cells))
+    return markdown_table(rows)
+
+
+def claims(records: Records) -> str:
+    """One sentence a method, over all seeds: does it learn what no temperature reaches?"""
+    sentences = []
+    for place, row in enumerate(records[0]["policies"]):
+        if row["iteration"]:
+            found = [record["policies"][place] for record in records]
+            rewards = {name: _over(found, lambda r, n=name: r["gold"][n]) for name in ("vs_tempered", "delta_vs_sft")}
+            greedy = {"delta_vs_sft": _over(found, lambda r: r["gold"]["greedy"]["delta_vs_sft"])}
+            sentences.append(f"- {claim(label(row, loop=False), rewards | {'greedy': greedy})}")
+    return "\n".join(sentences)
+
+
+def draw(records: Records) -> Figure:
+    """Left: sampled reward against KL, beside SFT at lower temperatures. Right: what greedy text is made of."""
+    with style():
+        figure = Figure(figsize=(11.0, 4.6))
+        frontier, made_of = figure.subplots(1, 2)
+        _frontier(frontier, records)
+        _content_and_style(made_of, records)
+        figure.tight_layout()
+    return figure
+
+
+def _frontier(ax: Axes, records: Records) -> None:
+    curve = []
+    for place in range(len(records[0]["tempered"])):
+        found = [record["tempered"][place] for record in records]
+        curve.append(
+            (_over(found, lambda row: row["kl"]), _over(found, lambda row: row["gold"]), found[0]["temperature"])
+        )
+    xs = [kl["mean"] for kl, _, _ in curve]
+    ax.plot(xs, [reward["mean"] for _, reward, _ in curve], ".--", color=GREY, linewidth=1.2)
+    band = ([reward["low"] for _, reward, _ in curve], [reward["high"] for _, reward, _ in curve])
+    ax.fill_between(xs, *band, color=GREY, alpha=0.1, linewidth=0)
+    for kl, reward, temperature in curve:
+        text = {1.0: "SFT, T 1", 0.0: "SFT, greedy"}.get(temperature, f"T {temperature:g}")
+        ax.annotate(text, (kl["mean"], reward["mean"]), (5, -11), textcoords="offset points", color=GREY, fontsize=8)
+    for place, row in enumerate(records[0]["policies"]):
+        if row["iteration"]:
+            found = [record["policies"][place] for record in records]
+            _cross(ax, _over(found, lambda r: r["kl"]), _over(found, lambda r: r["gold"]["reward"]), row["policy"])
+    ax.set(title="sampled at temperature 1", xlabel="KL to the SFT model, nats a response", ylabel="house reward")
+    ax.margins(0.12)
+
+
+def _content_and_style(ax: Axes, records: Records) -> None:
+    for name in records[0]["unlearned"]:
+        content, kept = _content_style([record["unlearned"][name]["parts"] for record in records])
+        ax.plot(kept, content, "x", color=GREY)
+        right = kept > 0.6
+        place = {"ha": "right" if right else "left", "textcoords": "offset points", "fontsize": 8}
+        ax.annotate(name, (kept, content), (-6 if right else 6, -3), color=GREY, **place)
+    for place, row in enumerate(records[0]["policies"]):
+        each = [_content_style([record["policies"][place]["parts"]["greedy"]]) for record in records]
+        colour = method_colour(row["policy"])
+        content, kept = np.mean(each, axis=0)
+        ax.plot([k for _, k in each], [c for c, _ in each], ".", color=colour, alpha=0.5, markersize=5)
+        ax.plot(kept, content, "o", color=colour)
+        ax.annotate(
+            label(row, loop=False), (kept, content), (0, 7), textcoords="offset points", color=colour, ha="center"
+        )
+    ax.set(title="greedy: what it says and how", xlabel="style: share of the rules kept", ylabel="content: ROUGE-L F1")
+    ax.margins(0.15)
+
+
+def _cross(ax: Axes, x: Interval, y: Interval, policy: str) -> None:
+    colour = method_colour(policy)
+    ax.plot([x["low"], x["high"]], [y["mean"]] * 2, color=colour, linewidth=1.5)
+    ax.plot([x["mean"]] * 2, [y["low"], y["high"]], color=colour, linewidth=1.5)
+    ax.plot(x["mean"], y["mean"], "o", color=colour)
+    place = {"textcoords": "offset points", "color": colour, "ha": "left"}
+    ax.annotate(METHOD_LABELS[policy], (x["mean"], y["mean"]), (6, 6), **place)
+
+
+def alt(records: Records) -> str:
+    """The picture in words."""
+    parts = []
+    for place, row in enumerate(records[0]["policies"]):
+        found = [record["policies"][place] for record in records]
+        sampled, kl = _over(found, lambda r: r["gold"]["reward"])["mean"], _over(found, lambda r: r["kl"])["mean"]
+        greedy = _over(found, lambda r: r["gold"]["greedy"]["reward"])["mean"]
+        content, kept = _content_style([r["parts"]["greedy"] for r in found])
+        parts.append(
+            f"{label(row, loop=False)} {sampled:.3f} sampled at {kl:.1f} nats, {greedy:.3f} greedy, of content "
+            f"{content:.3f} and style {kept:.3f}"
+        )
+    shown = "House reward against KL beside the SFT model at lower temperatures, and content against style"
+    return f"{shown}: {'; '.join(parts)}."
+
+
+def write_picture(records: Records, path: Path) -> None:
+    """The README's picture."""
+    save_png(draw(records), path, dpi=120)
+
+
+def _over(found: Sequence[Mapping], read: Callable[[Mapping], Interval]) -> Interval:
+    return over_runs([read(row) for row in found])
+
+
+def _made_of(parts: Sequence[Mapping[str, float]]) -> tuple[str, str]:
+    content, kept = _content_style(parts)
+    return f"{content:.3f}", f"{kept:.3f}"
+
+
+def _content_style(parts: Sequence[Mapping[str, float]]) -> tuple[float, float]:
+    """Means over runs of ROUGE-L F1, and of the rules of style."""
+    content = float(np.mean([row["rougeL"] for row in parts]))
+    return content, float(np.mean([[row[name] for name in STYLE] for row in parts]))
