@@ -167,3 +167,17 @@ def test_settings_are_chosen_on_documents_that_are_neither_learned_from_nor_repo
 
 def _folder(plan, name: str) -> Path:
     return Path(plan.training.output_dir) / name
+
+
+def test_a_judge_of_ones_own_runs_the_whole_workflow(run, tmp_path, monkeypatch):
+    """Five lines in a file and --judge: its score makes the pairs, and gold stands beside it."""
+    (tmp_path / "taste.py").write_text("def short(prompt, response, reference):\n    return -len(response)\n")
+    monkeypatch.chdir(tmp_path)
+    plan, _ = run
+    settings = replace(plan.settings, judge="taste:short")
+    training = replace(plan.training, output_dir=str(tmp_path / "run"))
+    results = run_workflow(settings, plan.objectives, training, corpus=toy_corpus(60))
+    row = results["policies"][1]
+    assert results["judges"] == ["score", "gold"]
+    assert row["score"]["reward"]["mean"] == pytest.approx(-row["characters"]["mean"])
+    assert {"vs_tempered", "vs_same_length"} <= row["score"].keys() & row["gold"].keys()

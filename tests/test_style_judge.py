@@ -147,6 +147,15 @@ def test_a_function_of_ones_own_judges(module):
     assert judge.identity == f"function my_judges:short {function_of('my_judges:short')[1]}"
 
 
+def test_an_edited_judge_is_another_judge(module):
+    """Edited between two runs of one process: neither the old function nor the old stages may be taken."""
+    first = named_judge("my_judges:short")
+    (module / "my_judges.py").write_text("def short(prompt, response, reference):\n    return 7  # always\n")
+    second = named_judge("my_judges:short")
+    assert second.load()(["p"], [["one two"]], None) == [[7.0]]
+    assert second.identity != first.identity
+
+
 @pytest.mark.parametrize(
     ("name", "error", "match"),
     [

@@ -45,6 +45,7 @@ def each_response(fn: Score) -> Judge:
 def function_of(name: str) -> tuple[Score, str]:
     """The function of "module:function", looked for in the working directory first, and a hash of its module's file.
 
+    The file is read anew each time. What the module imports is no part of the hash: rename the function to judge again.
     Raises ValueError if there is no such module, or no such function in it, or if importing it fails.
     """
     module_name, _, function = name.partition(":")
@@ -52,7 +53,9 @@ def function_of(name: str) -> tuple[Score, str]:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        module = importlib.import_module(module_name)
+        importlib.invalidate_caches()
+        known = sys.modules.get(module_name)  # of this process, maybe from before the file was edited
+        module = importlib.import_module(module_name) if known is None else importlib.reload(known)
     except Exception as error:
         raise ValueError(f"judge={name!r}: importing {module_name} fails: {type(error).__name__}: {error}") from error
     fn = getattr(module, function, None)
