@@ -103,7 +103,6 @@ def draw(records: Records) -> Figure:
         frontier, made_of = figure.subplots(1, 2)
         _frontier(frontier, records)
         _content_and_style(made_of, records)
-        figure.tight_layout()
     return figure
 
 

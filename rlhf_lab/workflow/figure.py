@@ -12,8 +12,8 @@ from rlhf_lab.workflow.report import JUDGES, is_loop, label, main_judge
 LESSONS = {"identical_share": ("equal draws", "black"), "ties": ("ties", "orange"), "identical": ("identical", "blue")}
 STAGE_COLOURS = dict(
     zip(
-        ("prompts", "candidates", "scores", "pairs", "calibration", "policy", "evaluation"),
-        ("black", "blue", "yellow", "purple", "green", "vermillion", "sky"),
+        ("prompts", "tempered", "candidates", "scores", "pairs", "calibration", "policy", "evaluation"),
+        ("black", "orange", "blue", "yellow", "purple", "green", "vermillion", "sky"),
         strict=True,
     )
 )
@@ -116,8 +116,8 @@ def _frontier(ax: Axes, results: dict, judge: str) -> None:
         if len(path) > 1:
             text = METHOD_LABELS.get(name, name)
             ax.annotate(text, end, xytext=(0, 3), textcoords="offset points", color=colour, ha="center")
-    grey = ", dashed: SFT at lower temperatures" if results["tempered"] else ""
-    ax.set_title(f"sampled reward against its cost{grey}", fontsize=9 if grey else None)
+    grey = "\ndashed: SFT at lower temperatures" if results["tempered"] else ""
+    ax.set_title(f"sampled reward against its cost{grey}")
     ax.set_xlabel("KL to SFT, nats per response")
     ax.margins(0.15)
 
