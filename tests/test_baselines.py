@@ -83,8 +83,10 @@ def test_a_gain_is_what_is_left_of_it_at_equal_kl_and_at_equal_length():
     """A policy at KL 1 with rewards .3 and .4: the curve has .2 and .3 there, so .1 is left, whatever the prompt."""
     points = {1.0: point([0.0, 0.2], 0.0, length=5), 0.5: point([0.4, 0.4], 2.0, length=3)}
     own = [row for rows in point([0.3, 0.4], 1.0, length=4) for row in rows]
-    found = against_tempered(own, points, "gold")
-    assert found["vs_tempered"] == pytest.approx({"mean": 0.1, "low": 0.1, "high": 0.1})
+    best = [row | {"decoding": "greedy", "gold": 0.9, "tokens": [4] * 3} for row in own]
+    sampled, greedy = against_tempered(own + best, points, "gold")
+    assert sampled["vs_tempered"] == pytest.approx({"mean": 0.1, "low": 0.1, "high": 0.1})
+    assert greedy["vs_same_length"]["mean"] == pytest.approx(0.5)  # .9 minus .4, the rewards at length 3
     # Lengths 5 and 3 are equally near to 4: their mean counts, .2 and .3.
     assert same_length([[own[0]], [own[1]]], points, "gold") == pytest.approx([0.1, 0.1])
     longer = [[row | {"tokens": [4] * 9}] for row in own]
@@ -126,6 +128,7 @@ def test_the_run_measures_every_temperature_on_the_same_prompts(run):
     kl = [row["kl"]["mean"] for row in rows]
     assert kl[0] == 0.0 and kl == sorted(kl)
     assert {"vs_tempered", "vs_same_length"} <= results["policies"][1]["gold"].keys()
+    assert "vs_same_length" in results["policies"][1]["gold"]["greedy"]
     assert results["best_of_n"][0]["kl"] == pytest.approx(math.log(2) - 0.5)
     names = results["policies"][0]["stages"]
     sft, tempered = (read_rows(Artefact(_folder(plan, names[name]), "", {})) for name in ("evaluation", "tempered"))

@@ -23,7 +23,7 @@ def policy(name: str, reward: float, kl: float, gain: float) -> dict:
     gold = {"reward": interval(reward), "greedy": {"reward": interval(reward + 0.1)}}
     if name != "sft":
         gold |= {"vs_tempered": interval(gain), "delta_vs_sft": interval(gain)}
-        gold["greedy"]["delta_vs_sft"] = interval(gain)
+        gold["greedy"] |= {"delta_vs_sft": interval(gain), "vs_same_length": interval(gain)}
     row = {"policy": name, "iteration": int(name != "sft"), "changed": {}, "gold": gold, "kl": interval(kl)}
     return row | {"length": interval(12.0), "parts": {"greedy": parts}}
 
@@ -51,14 +51,16 @@ def records() -> list[dict]:
 
 
 def test_the_table_has_every_rival_and_intervals_over_runs_and_documents(records):
-    lines = main_job.summarize_table(records).splitlines()
-    names = [line.split("|")[1].strip() for line in lines[2:]]
-    assert names == ["first 12 words", "SFT, temperature 0.5", "SFT, best of 2 by gold", "SFT", "DPO", "VPO offline"]
-    assert len({line.count("|") for line in lines}) == 1
+    sampled, greedy = (table(records).splitlines() for table in (main_job.sampled_table, main_job.greedy_table))
+    names = [[line.split("|")[1].strip() for line in lines[2:]] for lines in (sampled, greedy)]
+    assert names[0] == ["SFT, temperature 0.5", "SFT, best of 2 by gold", "SFT", "DPO", "VPO offline"]
+    assert names[1] == ["first 12 words", "SFT", "DPO", "VPO offline"]
+    for lines in (sampled, greedy):
+        assert len({line.count("|") for line in lines}) == 1
     gain = over_runs([row["policies"][1]["gold"]["vs_tempered"] for row in records])
     assert gain["mean"] == pytest.approx(0.052) and gain["high"] - gain["low"] > 0.02  # the documents' alone is .02
-    assert f"{gain['mean']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})" in lines[-2]
-    assert "| 0.200 | 0.750 |" in lines[-1]  # content, and style = (1 + 1 + .5 + .5) / 4
+    assert f"{gain['mean']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})" in sampled[-2]
+    assert "| 0.200 | 0.750 |" in greedy[-1]  # content, and style = (1 + 1 + .5 + .5) / 4
     assert "DPO minus VPO offline" in main_job.contrasts_table(records)
 
 

@@ -4,7 +4,7 @@ Intervals cover runs and documents (`common.intervals.over_runs`): another draw 
 much as another draw of the documents does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,58 +20,58 @@ PARTS = ("rougeL", "imperative", "sentence", "short", "found")
 STYLE = PARTS[1:]
 GREY = OKABE_ITO["black"]
 Records = Sequence[Mapping]
-HEAD = (
-    "",
-    "sampled reward",
-    "KL, nats",
-    "minus SFT at that KL",
-    "greedy reward",
-    "minus SFT",
-    "ROUGE-L",
-    "style",
-    "tokens",
-)
+SAMPLED = ("sampled at temperature 1", "reward", "KL, nats", "minus SFT", "minus SFT at that KL", "tokens")
+GREEDY = ("greedy", "reward", "minus SFT", "minus SFT at that length", "content", "style")
 
 
-def summarize_table(records: Records) -> str:
-    """A row a policy and a rival, as Markdown: sampled and greedy reward, and what the greedy one is made of."""
-    rows = [HEAD]
-    for name in records[0]["unlearned"]:
-        found = [record["unlearned"][name] for record in records]
-        reward = _over(found, lambda row: row["reward"])
-        rows.append((name, *[""] * 3, number(reward, ".3f"), "", *_made_of([row["parts"] for row in found]), ""))
+def sampled_table(records: Records) -> str:
+    """A row for SFT at each temperature, for its best of n by gold, and for every method, as Markdown."""
+    rows = [SAMPLED]
     for place, point in enumerate(records[0]["tempered"]):
         if 0 < point["temperature"] < 1:
             found = [record["tempered"][place] for record in records]
-            reward, kl = _over(found, lambda row: row["gold"]), _over(found, lambda row: row["kl"])
-            rows.append(
-                (f"SFT, temperature {point['temperature']:g}", number(reward, ".3f"), number(kl, ".1f"), *[""] * 6)
+            cells = (
+                number(_over(found, lambda r, n=name: r[n]), form) for name, form in (("gold", ".3f"), ("kl", ".1f"))
             )
+            rows.append((f"SFT, temperature {point['temperature']:g}", *cells, "", "", ""))
     for place, row in enumerate(records[0]["best_of_n"]):
-        found = [record["best_of_n"][place] for record in records]
-        at_most = f"at most {row['kl']:.1f}"
-        rows.append(
-            (f"SFT, best of {row['n']} by gold", number(_over(found, lambda r: r["gold"]), ".3f"), at_most, *[""] * 6)
-        )
-    for place in range(len(records[0]["policies"])):
-        rows.append(_policy_row([record["policies"][place] for record in records]))
+        reward = _over([record["best_of_n"][place] for record in records], lambda r: r["gold"])
+        rows.append((f"SFT, best of {row['n']} by gold", number(reward, ".3f"), f"at most {row['kl']:.1f}", "", "", ""))
+    reads = {
+        **{"reward": (lambda row: row["gold"]["reward"], ".3f"), "kl": (lambda row: row["kl"], ".1f")},
+        "gain": (lambda row: row["gold"].get("delta_vs_sft"), "+.3f"),
+        "at its KL": (lambda row: row["gold"].get("vs_tempered"), "+.3f"),
+        "tokens": (lambda row: row["length"], ".1f"),
+    }
+    return markdown_table(rows + _policy_rows(records, reads.values()))
+
+
+def greedy_table(records: Records) -> str:
+    """A row for the texts that no model wrote and for every policy: its reward and the parts of it, as Markdown."""
+    rows = [GREEDY]
+    for name in records[0]["unlearned"]:
+        found = [record["unlearned"][name] for record in records]
+        reward = number(_over(found, lambda row: row["reward"]), ".3f")
+        rows.append((name, reward, "", "", *_made_of([row["parts"] for row in found])))
+    reads = {
+        "reward": (lambda row: row["gold"]["greedy"]["reward"], ".3f"),
+        "gain": (lambda row: row["gold"]["greedy"].get("delta_vs_sft"), "+.3f"),
+        "at its length": (lambda row: row["gold"]["greedy"].get("vs_same_length"), "+.3f"),
+    }
+    for place, cells in enumerate(_policy_rows(records, reads.values())):
+        parts = [record["policies"][place]["parts"]["greedy"] for record in records]
+        rows.append((*cells, *_made_of(parts)))
     return markdown_table(rows)
 
 
-def _policy_row(found: Sequence[Mapping]) -> tuple[str, ...]:
-    def cell(read: Callable[[Mapping], Interval | None], form: str) -> str:
-        return "" if read(found[0]) is None else number(_over(found, read), form)
-
-    return (
-        label(found[0], loop=False),
-        cell(lambda row: row["gold"]["reward"], ".3f"),
-        cell(lambda row: row["kl"], ".1f"),
-        cell(lambda row: row["gold"].get("vs_tempered"), "+.3f"),
-        cell(lambda row: row["gold"]["greedy"]["reward"], ".3f"),
-        cell(lambda row: row["gold"]["greedy"].get("delta_vs_sft"), "+.3f"),
-        *_made_of([row["parts"]["greedy"] for row in found]),
-        cell(lambda row: row["length"], ".1f"),
-    )
+def _policy_rows(records: Records, reads: Iterable[tuple[Callable, str]]) -> list[tuple[str, ...]]:
+    """Name and cells of every policy: each read from its rows and put together over the runs; "" where it has none."""
+    rows = []
+    for place, row in enumerate(records[0]["policies"]):
+        found = [record["policies"][place] for record in records]
+        cells = ("" if read(row) is None else number(_over(found, read), form) for read, form in reads)
+        rows.append((label(row, loop=False), *cells))
+    return rows
 
 
 def contrasts_table(records: Records) -> str:

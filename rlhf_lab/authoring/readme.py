@@ -20,8 +20,9 @@ from rlhf_lab.workflow.report import cost_table, reward_table
 
 
 def main_job_tables(records: Sequence[Mapping]) -> str:
-    """results.json of `rlhf-lab summarize` with several seeds: its table, the methods' contrasts, and the claims."""
-    tables = main_job.summarize_table(records), main_job.contrasts_table(records), main_job.claims(records)
+    """results.json of `rlhf-lab summarize` with several seeds: its tables, the methods' contrasts, and the claims."""
+    tables = (f(records) for f in (main_job.sampled_table, main_job.greedy_table, main_job.contrasts_table))
+    tables = *tables, main_job.claims(records)
     return "\n\n".join(tables)
 
 

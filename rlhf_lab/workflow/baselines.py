@@ -154,15 +154,14 @@ def tempered_measures(points: Points, judges: Sequence[str], *, seed: int = 0) -
     return found
 
 
-def against_tempered(own: Written, points: Points, judge: str, *, seed: int = 0) -> dict:
-    """Sampled reward against pi_0 at lower temperatures, paired by prompt, {mean, low, high} each.
+def against_tempered(own: Written, points: Points, judge: str, *, seed: int = 0) -> tuple[dict, dict]:
+    """Sampled and greedy reward against pi_0 at all temperatures, paired by prompt, {mean, low, high} each.
 
-    vs_tempered: against the temperature that has the policy's KL. vs_same_length: `same_length`.
+    vs_tempered, of sampled responses: against the temperature that has the policy's KL. vs_same_length: `same_length`.
     """
-    rows = of_decoding(own, "sampled")
+    rows, greedy = of_decoding(own, "sampled"), of_decoding(own, "greedy")
     kl = float(np.mean([np.mean([r["logp"] - r["ref_logp"] for r in written]) for written in rows]))
     means = np.array([np.mean([r[judge] for r in written]) for written in rows])
-    return {
-        "vs_tempered": bootstrap_mean(means - at_kl(curve(points, judge), kl), seed=seed),
-        "vs_same_length": bootstrap_mean(same_length(rows, points, judge), seed=seed),
-    }
+    sampled = {"vs_tempered": bootstrap_mean(means - at_kl(curve(points, judge), kl), seed=seed)}
+    sampled["vs_same_length"] = bootstrap_mean(same_length(rows, points, judge), seed=seed)
+    return sampled, {"vs_same_length": bootstrap_mean(same_length(greedy, points, judge), seed=seed)}

@@ -9,7 +9,10 @@ from rlhf_lab.common.plots import METHOD_LABELS
 LABEL_WIDTH = 19
 JUDGES = {"gold": "gold", "score": "proxy"}
 REWARDS = ("", "reward", "95%", "vs SFT", "95%", "wins vs SFT")
-RIVALS = {"vs_tempered": "vs SFT at its KL", "vs_same_length": "vs SFT at its length"}
+RIVALS = {
+    "sampled": {"vs_tempered": "vs SFT at its KL", "vs_same_length": "vs SFT at its length"},
+    "greedy": {"vs_same_length": "vs SFT at its length"},
+}
 PARTS = {
     **{"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L"},
     **{name: name for name in ("imperative", "sentence", "short", "found")},
@@ -49,7 +52,7 @@ def progress_line(row: dict, gold: bool) -> str:
 def reward_table(results: dict, judge: str, decoding: str) -> list[tuple[str, ...]]:
     """Header and a row of text cells a policy; first what needs no learning, as far as it has a reward there."""
     loop = is_loop(results)
-    rivals = RIVALS if decoding == "sampled" and results["tempered"] else {}
+    rivals = RIVALS[decoding] if results["tempered"] else {}
     heads = [head for name in rivals.values() for head in (name, "95%")]
     rows = [(*REWARDS, *(("wins vs last",) if loop else ()), *heads)]
     for name, reward in unlearned_rewards(results, judge, decoding).items():

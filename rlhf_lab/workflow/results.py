@@ -107,7 +107,9 @@ def policy_row(loop: Loop, name: str, history: Sequence[Stages], judges: Sequenc
     if iteration and "tempered" in history[0]:
         points = by_temperature(read_rows(history[0]["tempered"]), before[0])
         for judge in judges:
-            row[judge] |= against_tempered(own, points, judge, seed=loop.training.seed)
+            sampled, greedy = against_tempered(own, points, judge, seed=loop.training.seed)
+            row[judge] |= sampled
+            row[judge]["greedy"] |= greedy
     row["stages"] = {stage: _place(loop, artefact) for stage, artefact in stages.items()}
     row["seconds"] = {stage: a.notes["seconds"] for stage, a in stages.items() if "seconds" in a.notes}
     if iteration:
