@@ -10,6 +10,7 @@ from rlhf_lab.authoring.readme import main_job_tables
 from rlhf_lab.common.assets import PACKAGE
 from rlhf_lab.common.intervals import over_runs
 from rlhf_lab.common.plots import METHOD_LABELS
+from rlhf_lab.workflow.presets import LEARNING_RATES
 
 DOCS = PACKAGE.parent / "docs"
 
@@ -91,6 +92,18 @@ def test_the_published_tables_are_those_of_the_stored_runs():
     published = re.search(r"<!-- results:begin -->\n(.*?)\n<!-- results:end -->", page, re.DOTALL).group(1)
     assert len(stored) >= 3
     assert published.strip() == main_job_tables(stored).strip()
+    tried = [
+        json.loads(file.read_text(encoding="utf-8")) for file in sorted((DOCS / "main_job/validation").glob("*.json"))
+    ]
+    published = re.search(r"<!-- validation:begin -->\n(.*?)\n<!-- validation:end -->", page, re.DOTALL).group(1)
+    assert published.strip() == main_job.validation_table(tried).strip()
+    assert {record["settings"]["eval_split"] for record in tried} == {"validation"}  # and never the reported ones
+    assert {record["settings"]["eval_split"] for record in stored} == {"test"}
+    rates = {row["policy"]: row["learning_rate"] for row in stored[0]["policies"][1:]}
+    greedy: dict = {}
+    for row in (row for record in tried for row in record["policies"][1:] if not row["changed"]):
+        greedy.setdefault(row["policy"], {})[row["learning_rate"]] = row["gold"]["greedy"]["delta_vs_sft"]["mean"]
+    assert rates == {name: max(gains, key=gains.get) for name, gains in greedy.items()} == LEARNING_RATES
     settings = [{**row["settings"], **row["training"]} for row in stored]
     for each in settings:
         each.pop("seed"), each.pop("output_dir")

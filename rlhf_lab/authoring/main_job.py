@@ -74,6 +74,28 @@ def _policy_rows(records: Records, reads: Iterable[tuple[Callable, str]]) -> lis
     return rows
 
 
+def validation_table(records: Records) -> str:
+    """A row for every objective and learning rate that was tried on validation documents; intervals over documents."""
+    head = (
+        "objective",
+        "learning rate",
+        "KL, nats",
+        "sampled, minus SFT at that KL",
+        "greedy, minus SFT",
+        "content",
+        "style",
+    )
+    rows = {}
+    for record in records:
+        for row in record["policies"][1:]:
+            gold, rate = row["gold"], row["learning_rate"]
+            cells = (f"{row['kl']['mean']:.1f}", number(gold["vs_tempered"], "+.3f"))
+            cells += (number(gold["greedy"]["delta_vs_sft"], "+.3f"), *_made_of([row["parts"]["greedy"]]))
+            name = label(row, loop=False)
+            rows[name, rate] = (name, f"{rate:g}", *cells)
+    return markdown_table([head, *(rows[key] for key in sorted(rows))])
+
+
 def contrasts_table(records: Records) -> str:
     """A row for every two methods: greedy and sampled reward of the first minus that of the second."""
     rows = [("", "sampled", "greedy")]

@@ -56,9 +56,10 @@ def _benchmark(name: str, table: Callable[[Any], str]) -> PageTable:
     return PageTable(name, "docs/benchmarks.md", lambda files: table(files[0]))
 
 
-SEVERAL = ("summarize", "studies")  # tables of several files
+SEVERAL = ("summarize", "validation", "studies")  # tables of several files
 TABLES = {
     "summarize": PageTable("results", "docs/results.md", main_job_tables),
+    "validation": PageTable("validation", "docs/results.md", main_job.validation_table),
     "online": PageTable("online", "docs/results.md", lambda files: online_table(files[0])),
     "studies": PageTable("studies", "docs/studies/README.md", studies_table),
     "preference_step": _benchmark("preference_step", benchmarks.preference_step_table),
