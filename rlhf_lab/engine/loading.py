@@ -8,7 +8,7 @@ import torch
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
 from rlhf_lab.common.assets import SHIPPED, small_model_path
@@ -58,6 +58,14 @@ def load_config(source: str | Path):
         return AutoConfig.from_pretrained(model_source(source))
     except LOADING_ERRORS as error:
         raise ValueError(f"cannot load a model from {str(source)!r}: {cause(error)}") from error
+
+
+def load_generation_config(source: str | Path) -> GenerationConfig:
+    """How the model at `source` generates, as it says itself once loaded; raises ValueError that names the path."""
+    try:
+        return GenerationConfig.from_pretrained(model_source(source))
+    except OSError:  # it has no such file: its configuration says so then
+        return GenerationConfig.from_model_config(load_config(source))
 
 
 @contextmanager

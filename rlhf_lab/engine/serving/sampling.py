@@ -90,15 +90,19 @@ def server_sample(
     return rows
 
 
-def plain_sampling(kind: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The `extra_body` that makes a server draw from softmax(logits / temperature) and nothing else.
+def plain_sampling(kind: str, ends: Sequence[int]) -> dict[str, Any]:
+    """The `extra_body` that makes a server draw from softmax(logits / temperature), and end where we do.
 
     kind: "vllm", "transformers" (`transformers serve`), or "server" for any other, which is sent no further field.
+    ends: the ids that end a response, the tokenizer's EOS first, as `engine.options.ending_ids` gives them.
+    `transformers serve` does not say which of several ids ended a response: it is read as EOS.
     """
     if kind == "transformers":  # it samples only if told to, and knows this one field of its own
-        ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
-        return {"generation_config": json.dumps({"do_sample": True, "top_k": 0, **ends})}
-    return {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0} if kind == "vllm" else {}
+        told = {"eos_token_id": list(ends), "pad_token_id": ends[0]}
+        return {"generation_config": json.dumps({"do_sample": True, "top_k": 0, **told})}
+    if kind == "vllm":  # EOS it knows by itself, and says no `stop_reason` for it
+        return {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "stop_token_ids": list(ends[1:])}
+    return {}
 
 
 def read_answer(
