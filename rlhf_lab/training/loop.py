@@ -143,7 +143,7 @@ def _train(
                 losses.loss.sum().backward()
                 total_weight = total_weight + losses.weights.sum()  # distributed: summed over ranks
                 averages.add(losses.loss, losses.weights, losses.metrics)
-                trained.add(*losses)
+                trained.add(*losses, examples=[examples[i] for i in indices])
                 record.batches.append((batch.rows, losses.loss.detach()))
                 num_tokens += batch.num_tokens
 
@@ -207,7 +207,7 @@ def held_out_averages(
             losses = loss_fn(model, batch, torch.tensor(indices, device=device))
             averages.add(*losses)
             if watched is not None:
-                watched.add(*losses)
+                watched.add(*losses, examples=[examples[i] for i in indices])
     return {f"eval_{name}": value for name, value in averages.read_and_clear().items()}
 
 
