@@ -1,6 +1,7 @@
 """Tables that look right and would train on something else: each is named, or read as its author meant it."""
 
 import csv
+import json
 
 import datasets
 import pyarrow as pa
@@ -38,21 +39,25 @@ def test_whether_prompts_are_implicit_is_a_property_of_the_table():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"tool_calls": [{"name": "f"}]}, {"reasoning_content": "I think"}, {"weight": 0}],
+    [{"tool_calls": [{"name": "f"}]}, {"reasoning_content": "I think"}, {"weight": 0}, {"name": "Ada"}],
 )
 def test_message_fields_that_a_template_reads_are_not_dropped_silently(fields):
     name = next(iter(fields))
     with pytest.raises(InvalidRecords, match=f"unsupported message field '{name}'"):
         sft_records([{"messages": [user("a"), assistant("b", **fields)]}])
-    empty = {"tool_calls": [], "reasoning_content": "", "weight": None, "id": 7}  # what Parquet fills in
+    empty = {"tool_calls": [], "reasoning_content": "", "weight": None, "id": 7, "name": None}  # what Parquet fills in
     assert sft_records([{"messages": [user("a"), assistant("b", **empty)]}])[0]
 
 
-def test_tools_are_not_dropped_silently():
-    row = {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")], "tools": [{"name": "f"}]}
-    with pytest.raises(InvalidRecords, match="tools: unsupported column"):
+@pytest.mark.parametrize(("name", "value"), [("tools", [{"name": "f"}]), ("chat_template_kwargs", {"tone": "dry"})])
+def test_what_a_template_would_read_besides_messages_is_not_dropped_silently(name, value, tmp_path):
+    row = {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")], name: value}
+    with pytest.raises(InvalidRecords, match=f"{name}: unsupported column"):
         preference_records([row])
-    assert preference_records([row | {"tools": []}])[0]
+    assert preference_records([row | {name: type(value)()}])[0]
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
+    with pytest.raises(InvalidRecords, match=f"{name}: unsupported column"):
+        load_preferences(tmp_path / "pairs.jsonl", columns={"chosen": "chosen"})
 
 
 def test_turns_of_the_user_inside_a_response_are_refused():

@@ -9,7 +9,9 @@ from rlhf_lab.data.problems import shorten
 Messages = tuple[dict[str, str], ...]  # ({"role": "user", "content": "..."}, ...)
 Content = str | Messages
 # A message's fields that chat templates read besides role and content.
-MEANINGFUL = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "tool_call_id")
+MEANINGFUL = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "tool_call_id", "name")
+# A row's columns that chat templates read besides the messages.
+UNREAD = ("tools", "chat_template_kwargs")
 # What str() or to_csv() makes of a list of messages.
 MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_lab.data.contents import Content, checked_content, split_prompt
+from rlhf_lab.data.contents import UNREAD, Content, checked_content, split_prompt
 from rlhf_lab.data.problems import shorten
 
 Row = Mapping[str, Any]
@@ -58,7 +58,7 @@ def preference_record(number: int, row: Row, report: Report, *, explicit: bool) 
     """
     if not isinstance(row, Mapping):
         return report("row", "not a table row", shorten(row))
-    _refuse_tools(row, report)
+    _refuse_unread(row, report)
     names = ["prompt"] if explicit else []
     names += ["calibration"] if row.get("calibration") is not None else []
     contents = _contents(row, [*names, "chosen", "rejected"], report)
@@ -78,7 +78,7 @@ def sft_record(number: int, row: Row, report: Report) -> SFTRecord | None:
     """As `preference_record`: (prompt, response), or the last of `messages` as the response to those before."""
     if not isinstance(row, Mapping):
         return report("row", "not a table row", shorten(row))
-    _refuse_tools(row, report)
+    _refuse_unread(row, report)
     given = [name for name in ("response", "completion", "messages") if row.get(name) is not None]
     if len(given) > 1:
         return report(given[1], "ambiguous", f"the row has {' and '.join(given)}; keep one")
@@ -123,9 +123,10 @@ def _with_implicit_prompt(contents: dict[str, Content], report: Report) -> dict[
     return split
 
 
-def _refuse_tools(row: Row, report: Report) -> None:
-    if row.get("tools"):
-        report("tools", "unsupported column", f"a template would show the model {shorten(row['tools'])}")
+def _refuse_unread(row: Row, report: Report) -> None:
+    for name in UNREAD:
+        if row.get(name):
+            report(name, "unsupported column", f"a template would show the model {shorten(row[name])}")
 
 
 def _check_responses(record: PreferenceRecord | SFTRecord, report: Report) -> None:

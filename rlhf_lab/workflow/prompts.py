@@ -8,7 +8,7 @@ from typing import TypedDict
 import pyarrow as pa
 
 from rlhf_lab.common.files import key_of
-from rlhf_lab.data.contents import Content, as_content
+from rlhf_lab.data.contents import UNREAD, Content, as_content
 from rlhf_lab.data.docstrings import DocstringPair, docstring_pairs
 from rlhf_lab.data.encoding import bos_id, encode_prompt, special_tokens
 from rlhf_lab.data.problems import Problem
@@ -187,7 +187,7 @@ def _file_row(given: object, tokenizer) -> Row:
         raise ValueError(f"{given.kind}: {given.example}")
     if not given.get("prompt"):
         raise ValueError("needs a `prompt`")
-    if unread := [name for name in ("tools", "chat_template_kwargs") if given.get(name)]:
+    if unread := [name for name in UNREAD if given.get(name)]:
         raise ValueError(f"a template would show the model `{unread[0]}`, which is not supported")
     prompt, reference = as_content(given["prompt"]), given.get("reference")
     if not isinstance(reference, str | None):
