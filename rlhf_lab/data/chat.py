@@ -28,6 +28,8 @@ UNPADDED = "dHIjmMSeUW"
 OPEN, CLOSE = "<think>", "</think>"
 OPENING = re.compile(r"<think>(\s*</think>)?\s*\Z")  # at the end of a generation prompt
 EMPTY_BLOCK = re.compile(r"\A\s*<think>\s*</think>\s*")
+# What a template's own code can raise: it adds, indexes and divides like Python's.
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 SHOWN = 30  # characters on each side of the place where two texts part
 
 
@@ -44,7 +46,7 @@ def rendered(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, generati
     options = {"chat_template": template, "tokenize": False, "add_generation_prompt": generation}
     try:
         return tokenizer.apply_chat_template(list(messages), **options)
-    except TemplateError as error:
+    except TEMPLATE_ERRORS as error:
         raise TokenError("refused by the chat template", f"{cause(error)}: {shorten(messages)}") from error
 
 

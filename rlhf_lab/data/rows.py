@@ -156,10 +156,10 @@ def _scores(row: Row, report: Report) -> dict[str, float | None]:
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             report(name, "wrong type", shorten(value))
-        elif not math.isfinite(value):
+        elif not math.isfinite(number := _as_float(value)):
             report(name, "not finite", shorten(value))
         else:
-            scores[name] = float(value)
+            scores[name] = number
     if len(given) == 1:
         report(next(name for name in scores if name not in given), "missing", "only one of the two scores is given")
     elif (
@@ -169,3 +169,11 @@ def _scores(row: Row, report: Report) -> dict[str, float | None]:
     ):
         report("chosen_score", "below rejected_score", f"{scores['chosen_score']} < {scores['rejected_score']}")
     return scores
+
+
+def _as_float(value: int | float) -> float:
+    """Infinity for an integer of more than 308 digits."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf

@@ -13,12 +13,15 @@ from transformers.utils import logging
 
 from rlhf_lab.common.assets import SHIPPED, small_model_path
 from rlhf_lab.common.errors import cause
-from rlhf_lab.common.files import read_whole
+from rlhf_lab.common.files import read_settings
 
 # Heads of other tasks: what a causal model would lack there is drawn at random by transformers, with a warning only.
 OTHER_TASKS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "ForMaskedLM")
 # What transformers raises for files that are not there, not whole, of an unknown kind, or need a package.
-LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+LOADING_ERRORS = (
+    *(OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError),
+    *(TypeError, AttributeError),  # from a list where a mapping is meant, say
+)
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -46,6 +49,7 @@ def load_model(model: PreTrainedModel | str | Path) -> PreTrainedModel:
 
 def load_tokenizer(path: str | Path):
     """The tokenizer beside the model; raises ValueError that names the path."""
+    _refuse_broken_configs(model_source(path), "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json")
     try:
         return AutoTokenizer.from_pretrained(model_source(path))
     except LOADING_ERRORS as error:
@@ -54,6 +58,7 @@ def load_tokenizer(path: str | Path):
 
 def load_config(source: str | Path):
     """The model's configuration; raises ValueError that names the path."""
+    _refuse_broken_configs(model_source(source), "config.json")
     try:
         return AutoConfig.from_pretrained(model_source(source))
     except LOADING_ERRORS as error:
@@ -98,7 +103,7 @@ def refuse_other_tasks(source: str) -> None:
 
 def load_whole(kind: type, source: str) -> PreTrainedModel:
     """kind.from_pretrained(source) in float32. Raises ValueError if a weight is missing, of another shape, or cut."""
-    _refuse_broken_configs(source)
+    _refuse_broken_configs(source, "config.json", "generation_config.json")
     _refuse_pointers(source)
     try:
         with quiet_transformers():
@@ -114,12 +119,11 @@ def load_whole(kind: type, source: str) -> PreTrainedModel:
     return model
 
 
-def _refuse_broken_configs(source: str) -> None:
+def _refuse_broken_configs(source: str, *names: str) -> None:
     """transformers goes on without a generation config that it cannot read, and a model then ends otherwise."""
-    for name in ("config.json", "generation_config.json"):
-        file = Path(source) / name
-        if file.is_file() and not isinstance(read_whole(file, "take it from the model's source again"), dict):
-            raise ValueError(f"{file} holds no settings: take it from the model's source again")
+    for name in names:
+        if (file := Path(source) / name).is_file():
+            read_settings(file, "take it from the model's source again")
 
 
 def _refuse_pointers(source: str) -> None:

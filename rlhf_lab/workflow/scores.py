@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from rlhf_lab.common.assets import SHIPPED
-from rlhf_lab.common.files import read_whole
+from rlhf_lab.common.files import read_settings
 from rlhf_lab.data.contents import Content
 from rlhf_lab.engine.loading import load_model, load_tokenizer, model_source
 from rlhf_lab.engine.precision import pick_device
@@ -53,7 +53,7 @@ def named_judge(name: str, device: str = "auto", judge: Judge | None = None) -> 
     folder = Path(model_source(name) if name in SHIPPED else name).expanduser()
     if not (folder / "config.json").is_file():
         raise ValueError(f"judge={name!r} is neither gold nor a folder with a reward or pairwise preference model")
-    architectures = read_whole(folder / "config.json", "save the judge again").get("architectures") or [""]
+    architectures = read_settings(folder / "config.json", "save the judge again").get("architectures") or [""]
     relative = not architectures[0].endswith("ForSequenceClassification")
     load = partial(_model_judge, folder, device, relative)
     return NamedJudge(f"model {model_artefact(folder).content}", load, relative)

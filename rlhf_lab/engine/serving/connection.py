@@ -36,7 +36,7 @@ def check_server(server: Server) -> None:
         if error.status == 401:
             raise
         listed = None  # it answers, but lists nothing
-    names = [entry.get("id") for entry in listed or [] if isinstance(entry, dict)]
+    names = [entry.get("id") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     if server.model_name in names:
         return
     listing = server.masked(", ".join(map(str, names))) or "no model"

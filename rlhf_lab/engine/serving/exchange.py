@@ -17,6 +17,7 @@ from rlhf_lab.data.problems import shorten
 from rlhf_lab.engine.serving.keys import read_api_key, without_key
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+DEEPEST = 100  # levels of JSON in an answer
 BUSY = (408, 429)  # and every status from 500 on: another attempt may help
 
 Arrived = dict[tuple[int, int], Any]  # {(prompt, response): token ids}, {(comparison, order): probability}
@@ -151,6 +152,10 @@ def _json_object(server: Server, path: str, content: bytes) -> dict:
     except ValueError as error:
         text = _shown(server, content.decode(errors="replace"))
         raise ServerError(f"{server.url}{path} answered something that is not JSON: {text}", 200) from error
+    except RecursionError as error:
+        raise ServerError(f"{server.url}{path} answered JSON that is nested too deeply to be read", 200) from error
+    if _is_deep(value):
+        raise ServerError(f"{server.url}{path} answered JSON of more than {DEEPEST} levels, which no answer has", 200)
     if not isinstance(value, dict):
         raise ServerError(f"{server.url}{path} answered no JSON object: {_shown(server, value)}", 200)
     problem = _error_in(value)
@@ -161,6 +166,22 @@ def _json_object(server: Server, path: str, content: bytes) -> dict:
     status = code if isinstance(code, int) and 400 <= code < 600 else 200
     said = problem.get("message", problem) if isinstance(problem, dict) else problem
     raise _error(server, path, status, f"200 with an error: {_shown(server, said)}", 0.0)
+
+
+def _is_deep(value: Any) -> bool:
+    """More than DEEPEST levels: to show such a value would exhaust the stack."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [part for each in level for part in _parts(each)]
+        if not level:
+            return False
+    return True
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
 
 
 def _error_in(value: dict) -> Any:
