@@ -225,3 +225,43 @@ def test_a_judge_takes_over_no_stranger_and_no_model(tmp_path):
     with pytest.raises(ValueError, match="is the folder of the model"):
         judge(JudgeSettings("p.jsonl", output_dir=str(tmp_path / "model"), model_name_or_path=str(tmp_path / "model")))
     assert (tmp_path / "report.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_a_judge_that_is_not_whole_is_refused_before_anything_is_computed(tmp_path, name):
+    save_toy(tmp_path / "sft")
+    save_toy(tmp_path / "judge")
+    file = tmp_path / "judge" / name
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(ValueError, match=rf"{name} is not whole"):
+        run_workflow(
+            *toy_run(tmp_path / "run", str(tmp_path / "sft"), judge=str(tmp_path / "judge")), corpus=toy_corpus()
+        )
+    assert not list((tmp_path / "run").glob("iteration-*"))
+
+
+def test_a_judge_without_weights_is_refused_before_anything_is_computed(tmp_path):
+    save_toy(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="holds no weights"):
+        named_judge(str(tmp_path))
+
+
+def test_a_judge_of_another_head_is_refused_before_anything_is_computed(tmp_path):
+    save_toy(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "a", "1": "b", "2": "c"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="has 3 labels; a reward model has num_labels 1"):
+        named_judge(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("column", "message"), [("prompt", "undecodable bytes"), ("reference", "`reference`: undecod")]
+)
+def test_undecodable_bytes_of_a_prompts_file_are_named(tmp_path, column, message):
+    save_toy(tmp_path / "sft")
+    cells = {"prompt": b"read", "reference": b"key"} | {column: b"caf\xe9"}
+    (tmp_path / "p.csv").write_bytes(b"prompt,reference\n" + cells["prompt"] + b"," + cells["reference"] + b"\n")
+    with pytest.raises(ValueError, match=rf"row 0: {message}"):
+        run_workflow(*toy_run(tmp_path / "run", str(tmp_path / "sft"), prompts_file=str(tmp_path / "p.csv")))

@@ -142,12 +142,18 @@ def _check_responses(record: PreferenceRecord | SFTRecord, report: Report) -> No
 
 def _check_prompt(record: PreferenceRecord | SFTRecord, report: Report) -> None:
     """A prompt ends before the assistant speaks, and responses do not say it again."""
-    prompt, responses = record.prompt, list(record.responses.values())
+    prompt = record.prompt
     if not isinstance(prompt, str) and prompt and prompt[-1]["role"] == "assistant":
         report("prompt", "ends with an assistant", "move the beginning of the answer into the responses")
     telling = not isinstance(prompt, str) or len(prompt.split()) >= REPEATED_WORDS
-    if prompt and telling and all(response[: len(prompt)] == prompt for response in responses):
-        report(next(iter(record.responses)), "repeats the prompt", "--columns prompt=none takes it from the responses")
+    if not prompt or not telling:
+        return
+    repeating = [name for name, response in record.responses.items() if response[: len(prompt)] == prompt]
+    if len(repeating) == len(record.responses):
+        report(repeating[0], "repeats the prompt", "--columns prompt=none takes it from the responses")
+    elif repeating:
+        others = ", ".join(name for name in record.responses if name not in repeating)
+        report(repeating[0], "repeats the prompt", f"and {others} does not: cut the prompt off, or drop the row")
 
 
 def _scores(row: Row, report: Report) -> dict[str, float | None]:

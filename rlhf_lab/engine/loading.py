@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
@@ -124,6 +124,19 @@ def _refuse_broken_configs(source: str, *names: str) -> None:
     for name in names:
         if (file := Path(source) / name).is_file():
             read_settings(file, "take it from the model's source again")
+
+
+def check_weights(folder: str | Path) -> None:
+    """Raises ValueError if the folder has no weights, or a file of them is cut or a pointer; nothing is loaded."""
+    _refuse_pointers(str(folder))
+    if not any(Path(folder).glob("*.safetensors")) and not any(Path(folder).glob("*.bin")):
+        raise ValueError(f"{folder} holds no weights (*.safetensors): save the model there again")
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} is not whole ({cause(error)}): save the model there again") from error
 
 
 def _refuse_pointers(source: str) -> None:
