@@ -11,7 +11,12 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf_lab.common.markdown import markdown_table
 from rlhf_lab.credit.tokens import PlantedError, error_mask
-from rlhf_lab.engine.loading import load_model
+from rlhf_lab.data.problems import InvalidRecords
+from rlhf_lab.data.records import load_preferences
+from rlhf_lab.data.rows import SFTRecord
+from rlhf_lab.data.tokens import tokenize_sft
+from rlhf_lab.engine.loading import load_model, load_tokenizer
+from rlhf_lab.engine.serving.exchange import ServerError
 from rlhf_lab.judges.cross_validation import JudgeSettings, judge
 from rlhf_lab.judges.rouge import rouge_l
 from rlhf_lab.judges.rows import encode_responses
@@ -20,6 +25,8 @@ from rlhf_lab.training.run_folder import RunRecord, write_run
 from rlhf_lab.training.settings import TrainingSettings
 from rlhf_lab.workflow.loop import run_workflow
 from rlhf_lab.workflow.prompts import prompt_pools
+from rlhf_lab.workflow.scores import named_judge
+from tests.test_server import answer, draw, fake_server
 from tests.test_workflow import by_length, chat_tokenizer, table
 from tests.toy import save_toy, toy_corpus, toy_tokenizer
 from tests.workflow_toy import toy_run
@@ -130,13 +137,66 @@ def test_rows_of_a_prompts_file_are_refused_by_name(tmp_path, line, message):
         run_workflow(*toy_run(tmp_path / "run", str(tmp_path / "sft"), prompts_file=str(tmp_path / "p.jsonl")))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]"])
-def test_a_broken_generation_config_is_named(tmp_path, content):
-    """transformers goes on without it, and the model would end its responses elsewhere."""
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "[" * 5000])
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json", "tokenizer_config.json", "tokenizer.json"])
+def test_a_broken_config_is_named(tmp_path, name, content):
+    """Without a generation config transformers goes on, and the model would end its responses elsewhere."""
     save_toy(tmp_path)
-    (tmp_path / "generation_config.json").write_text(content)
-    with pytest.raises(ValueError, match=r"generation_config\.json"):
-        load_model(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"{name} (is not whole|holds no settings).*take it from the model's source"):
+        load_tokenizer(tmp_path) if "tokenizer" in name else load_model(tmp_path)
+
+
+def test_a_judge_whose_config_holds_no_settings_is_named(tmp_path):
+    save_toy(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config\.json holds no settings, but list"):
+        named_judge(str(tmp_path))
+
+
+@pytest.mark.parametrize("wrong", ["{{ 1 + 'a' }}", "{{ 1 / 0 }}", "{{ {}.a.b }}", "{{ messages[9].content + 1 }}"])
+def test_a_template_that_computes_nonsense_names_the_row(wrong):
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = wrong
+    record = SFTRecord(({"role": "user", "content": "read"},), ({"role": "assistant", "content": "file"},), row=3)
+    with pytest.raises(InvalidRecords, match=r"refused by the chat template: 1 row \(3\)"):
+        tokenize_sft([record], tokenizer, max_length=20)
+
+
+@pytest.mark.parametrize("score", ["1" + "0" * 400, "-1" + "0" * 400, "1e400"])
+def test_a_score_that_no_float_holds_is_named(tmp_path, score):
+    (tmp_path / "p.jsonl").write_text(
+        f'{{"prompt": "a", "chosen": "b", "rejected": "c", "chosen_score": {score}, "rejected_score": 0}}'
+    )
+    with pytest.raises(InvalidRecords, match=r"chosen_score: not finite: 1 row \(0\)"):
+        load_preferences(tmp_path / "p.jsonl")
+
+
+@pytest.mark.parametrize("depth", [300, 900, 100_000])
+def test_cells_that_are_nested_deeply_are_named(tmp_path, depth):
+    """What can still be parsed may be too deep to be shown."""
+    (tmp_path / "p.jsonl").write_text(f'{{"prompt": "a", "chosen": {"[" * depth}{"]" * depth}, "rejected": "c"}}')
+    with pytest.raises(InvalidRecords, match=r"chosen: wrong type|malformed JSON"):
+        load_preferences(tmp_path / "p.jsonl")
+
+
+@pytest.mark.parametrize("depth", [150, 900, 100_000])
+@pytest.mark.parametrize("status", [200, 400])
+def test_an_answer_that_is_nested_deeply_is_named(depth, status):
+    deep = f'{{"choices": {"[" * depth}{"]" * depth}}}'.encode()
+    with fake_server(lambda _: (status, {}, deep)) as (url, _), pytest.raises(ServerError, match=r"nested|levels|400"):
+        draw(url, n=1)
+
+
+@pytest.mark.parametrize("listed", [{"data": 3}, {"data": {"id": 3}}, {"data": "none"}, {}])
+def test_a_server_that_lists_nonsense_is_asked_for_the_model(listed):
+    with fake_server(answer, lambda: listed) as (url, _):
+        assert draw(url, n=1)
+    with (
+        fake_server(lambda _: (404, {}, b"no such model"), lambda: listed) as (url, _),
+        pytest.raises(ServerError, match=r"it lists no model; asked for it: .*no such model"),
+    ):
+        draw(url, n=1)
 
 
 def test_the_planted_token_is_found_behind_a_space_mark():
@@ -165,3 +225,43 @@ def test_a_judge_takes_over_no_stranger_and_no_model(tmp_path):
     with pytest.raises(ValueError, match="is the folder of the model"):
         judge(JudgeSettings("p.jsonl", output_dir=str(tmp_path / "model"), model_name_or_path=str(tmp_path / "model")))
     assert (tmp_path / "report.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_a_judge_that_is_not_whole_is_refused_before_anything_is_computed(tmp_path, name):
+    save_toy(tmp_path / "sft")
+    save_toy(tmp_path / "judge")
+    file = tmp_path / "judge" / name
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(ValueError, match=rf"{name} is not whole"):
+        run_workflow(
+            *toy_run(tmp_path / "run", str(tmp_path / "sft"), judge=str(tmp_path / "judge")), corpus=toy_corpus()
+        )
+    assert not list((tmp_path / "run").glob("iteration-*"))
+
+
+def test_a_judge_without_weights_is_refused_before_anything_is_computed(tmp_path):
+    save_toy(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="holds no weights"):
+        named_judge(str(tmp_path))
+
+
+def test_a_judge_of_another_head_is_refused_before_anything_is_computed(tmp_path):
+    save_toy(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"architectures": ["LlamaForSequenceClassification"], "id2label": {"0": "a", "1": "b", "2": "c"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="has 3 labels; a reward model has num_labels 1"):
+        named_judge(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("column", "message"), [("prompt", "undecodable bytes"), ("reference", "`reference`: undecod")]
+)
+def test_undecodable_bytes_of_a_prompts_file_are_named(tmp_path, column, message):
+    save_toy(tmp_path / "sft")
+    cells = {"prompt": b"read", "reference": b"key"} | {column: b"caf\xe9"}
+    (tmp_path / "p.csv").write_bytes(b"prompt,reference\n" + cells["prompt"] + b"," + cells["reference"] + b"\n")
+    with pytest.raises(ValueError, match=rf"row 0: {message}"):
+        run_workflow(*toy_run(tmp_path / "run", str(tmp_path / "sft"), prompts_file=str(tmp_path / "p.csv")))

@@ -246,7 +246,8 @@ def test_a_response_ends_at_every_id_that_the_generation_config_names():
     """Chat models end a turn by another token than the tokenizer's EOS: the end is the union of both."""
     model, ids = toy_model(), [4, 5]
     model.generation_config.eos_token_id = [9, 1]
-    assert ending_ids(1, model) == [1, 9] and ending_ids([1, 3], model) == [1, 3, 9]
+    config = model.generation_config
+    assert ending_ids(1, config) == [1, 9] and ending_ids([1, 3], config) == [1, 3, 9]
     greedy = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=20, pad_token_id=0)[0, 2:].tolist()
     assert sample(model, [ids], eos_token_id=1, greedy=True, max_new_tokens=20) == [[greedy]]
     for (response,) in sample(model, [ids] * 40, eos_token_id=1, max_new_tokens=20):
@@ -256,7 +257,7 @@ def test_a_response_ends_at_every_id_that_the_generation_config_names():
     assert best.tokens[-1] in (1, 9) or len(best.tokens) == 20
     model.generation_config.eos_token_id = None
     with pytest.raises(ValueError, match="eos_token_id is None"):
-        ending_ids(None, model)
+        ending_ids(None, config)
 
 
 @pytest.mark.parametrize("greedy", [False, True])

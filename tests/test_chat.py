@@ -196,7 +196,52 @@ def test_that_the_date_is_fixed_is_said_once():
         encode_prompt(user("b"), TEMPLATE)  # no date, no word
 
 
-def test_a_date_in_a_computed_format_is_refused():
-    tokenizer = make_tokenizer(chat_template="{% set f = '%Y' %}{{ strftime_now(f) }}" + DROPS)
-    with pytest.raises(ValueError, match=r"format that it computes.*write a fixed date into it, as 26 Jul 2024"):
-        encode_prompt(user("a"), tokenizer)
+BUILT = {
+    "a computed format": "{% set f = '%Y' %}{{ strftime_now(f) }}",
+    "an alias": "{% set now = strftime_now %}{{ now('%Y') }}",
+    "joined formats": "{{ strftime_now('%' ~ 'Y') }}",
+    "a named argument": "{{ strftime_now(format='%Y') }}",
+    "a macro": "{% macro today(clock) %}{{ clock('%Y') }}{% endmacro %}{{ today(strftime_now) }}",
+}
+
+
+@pytest.mark.filterwarnings("ignore:the chat template prints")
+@pytest.mark.parametrize("kind", BUILT)
+def test_a_date_that_a_template_builds_is_the_same_every_day(kind, monkeypatch):
+    tokenizer = make_tokenizer(chat_template="[" + BUILT[kind] + "]" + DROPS)
+    on(monkeypatch, datetime.date(2031, 1, 2))
+    assert tokenizer.apply_chat_template([*user("a")], tokenize=False).startswith("[2031]")  # the control
+    assert tokenizer.decode(encode_prompt(user("a"), tokenizer)).startswith("[2024]")
+
+
+@pytest.mark.filterwarnings("ignore:the chat template prints")
+@pytest.mark.parametrize("beginning", ["", "\n", "  ", "\n\n  "])
+def test_all_else_in_a_dated_template_is_as_it_was(beginning, monkeypatch):
+    """White space at its beginning, and every usual directive, on that very day."""
+    on(monkeypatch, datetime.date(2024, 7, 26))
+    formats = "%d %B %Y %A %a %-d %-m %H:%M:%S %j %y-%m-%d %b %e %I %p %F %D %T"
+    template = beginning + "{% if true %}" + f"{{{{ strftime_now('{formats}') }}}}" + "{% endif %}" + DROPS
+    tokenizer = make_tokenizer(chat_template=template)
+    plain = tokenizer.apply_chat_template([*user("a")], tokenize=False, add_generation_prompt=True)
+    assert chat.rendered(user("a"), tokenizer, generation=True) == plain and "26 July 2024 Friday Fri 26 7" in plain
+
+
+# A generation prompt that closes an empty block: the model answers at once (Qwen3 with enable_thinking=false)
+
+EMPTY = "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}"
+R1_EMPTY, QWEN3_EMPTY = R1.replace(THINK, EMPTY), QWEN3.replace(THINK, EMPTY)
+
+
+@pytest.mark.parametrize("answer", ["sat", "<think>\n\n</think>\n\nsat", "<think></think>sat"])
+@pytest.mark.parametrize("template", [R1_EMPTY, QWEN3_EMPTY, QWQ.replace(THINK, EMPTY)], ids=["R1", "Qwen3", "QwQ"])
+def test_behind_an_empty_block_the_response_is_the_answer(template, answer):
+    prompt, response = spoken(template, answer)
+    assert prompt.endswith("assistant\n<think>\n\n</think>\n\n") and response == "sat<|im_end|>"
+
+
+@pytest.mark.parametrize("template", [R1_EMPTY, QWEN3_EMPTY, QWQ.replace(THINK, EMPTY)], ids=["R1", "Qwen3", "QwQ"])
+def test_reasoning_behind_an_empty_block_is_refused(template):
+    with pytest.raises(InvalidRecords, match=r"response: two reasoning blocks: 1 row \(3\).*leave the reasoning out"):
+        tokenize_sft(
+            [SFTRecord(user("a"), assistant(REASONED), row=3)], make_tokenizer(chat_template=template), max_length=99
+        )

@@ -143,3 +143,31 @@ def test_a_failure_while_writing_leaves_the_earlier_checkpoint(tmp_path, monkeyp
     undisturbed = train_sft(tiny_llama(), None, SFT, quiet(tmp_path / "other", num_train_epochs=2, save_steps=2))
     assert distance(resumed.model, undisturbed.model) == 0.0
     assert not list(tmp_path.glob(f"{checkpoints.TEMPORARY}*"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json"])
+def test_behind_a_broken_checkpoint_the_run_goes_on_from_the_one_before(tmp_path, capsys, name):
+    """A power loss cut a file of the newest: the same end as undisturbed, and a line that says what was left out."""
+    run = {"num_train_epochs": 2, "save_steps": 2, "save_total_limit": 2}
+    undisturbed = train_sft(tiny_llama(), None, SFT, quiet(tmp_path / "other", **run))
+    train_sft(tiny_llama(), None, SFT, quiet(tmp_path / "a", **run))
+    newest = tmp_path / "a" / "checkpoint-6"
+    (newest / name).write_bytes((newest / name).read_bytes()[:20])
+    resumed = train_sft(tiny_llama(), None, SFT, quiet(tmp_path / "a", **run))
+    assert resumed.resumed_from == tmp_path / "a" / "checkpoint-4" and resumed.steps == 6
+    assert distance(resumed.model, undisturbed.model) == 0.0
+    said = capsys.readouterr().out
+    assert "checkpoint-6 is not whole" in said and "goes on from checkpoint-4, the one before" in said
+    assert (tmp_path / "a" / "checkpoint-6-broken").is_dir()
+    again = train_sft(tiny_llama(), None, SFT, quiet(tmp_path / "a", **run))
+    assert again.resumed_from == newest and "is not whole" not in capsys.readouterr().out
+
+
+def test_without_a_whole_checkpoint_nothing_is_moved(tmp_path):
+    run = quiet(tmp_path, num_train_epochs=2, save_steps=2, save_total_limit=2)
+    train_sft(tiny_llama(), None, SFT, run)
+    for path in checkpoints.checkpoints(tmp_path):
+        (path / "rng.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"checkpoint-6 is not whole .*: delete it"):
+        train_sft(tiny_llama(), None, SFT, run)
+    assert [p.name for p in checkpoints.checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-6"]

@@ -18,7 +18,8 @@ from rlhf_lab.commands import cli, doctor
 from rlhf_lab.commands.train_preference import PreferenceArguments
 from rlhf_lab.commands.train_reward import RewardArguments
 from rlhf_lab.commands.workflow import SHARED
-from rlhf_lab.common.arguments import Parser, add_fields, build, convert, read_values, read_yaml, type_hints
+from rlhf_lab.common.arguments import Parser, add_fields, build, read_values, read_yaml, type_hints
+from rlhf_lab.common.conversion import convert
 from rlhf_lab.common.files import PathText
 from rlhf_lab.judges.cross_validation import JudgeSettings
 from rlhf_lab.training.settings import TrainingSettings
@@ -117,6 +118,15 @@ def test_flags_override_the_file(tmp_path):
     assert values == {"name": "lemon", "eggs": 1, "sugar": 1e-3, "layers": ("jam",), "map": {"a": None}}
 
 
+@pytest.mark.parametrize(("written", "number"), [("010", 10), ("1_000", 1000), ("-7", -7), ("+3", 3)])
+def test_a_number_is_read_as_it_is_written_in_flags_and_in_files(tmp_path, written, number):
+    """010 is ten, which YAML 1.1 reads as octal."""
+    (tmp_path / "c.yaml").write_text(f"eggs: {written}\nsugar: {written}\nname: {written}\n")
+    expected = {"eggs": number, "sugar": float(number), "name": written}
+    assert parse("--config", str(tmp_path / "c.yaml")) == expected
+    assert parse(f"--eggs={written}", f"--sugar={written}", f"--name={written}") == expected
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -129,6 +139,10 @@ def test_flags_override_the_file(tmp_path):
         (("--layers", "cream,mud"), "--layers"),
         (("--vegan", "maybe"), "--vegan must be true"),
         (("--eggs",), "--eggs: expected one argument"),
+        (("--eggs", "1", "--name", "lemon", "--eggs=2"), "--eggs is given twice: keep one"),
+        (("--config", "a.yaml", "--config", "b.yaml"), "--config is given twice"),
+        (("--vegan", "--vegan", "false"), "--vegan is given twice"),
+        (("--map", "a=b,c=d,a=e"), "--map a=b,c=d,a=e: 'a' is given twice"),
     ],
 )
 def test_wrong_flags_are_named(flags, message):
@@ -142,6 +156,9 @@ def test_wrong_flags_are_named(flags, message):
         ("egs: 3", r"unknown setting 'egs' \(did you mean eggs\?\)"),
         ("eggs: true", "--eggs must be int"),
         ("eggs: 2.5", "--eggs must be int"),
+        ("eggs: 0x10", "--eggs must be int, got '0x10'"),
+        ("eggs: 1:30", "--eggs must be int, got '1:30'"),  # 90 in YAML 1.1
+        ("sugar: 1:30.5", "--sugar must be float or none, got '1:30.5'"),
         ("- eggs", "must hold `name: value` lines"),
         ("eggs: [", "not valid YAML"),
     ],

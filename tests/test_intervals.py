@@ -280,6 +280,13 @@ def test_coverage_of_slopes(seeds, least):
     assert least < np.mean([covers(slope_interval(x, values), -0.5) for values in draws]) < 0.97
 
 
+def test_over_runs_keeps_that_a_run_rests_on_few_parts():
+    whole = {"mean": 0.1, "low": 0.0, "high": 0.2}
+    assert "few" not in over_runs([whole, whole])
+    found = over_runs([whole | {"few": 4}, whole, whole | {"few": 3}])
+    assert found["few"] == 3 and number(found).endswith("; few groups: 3)")
+
+
 def test_over_runs_by_hand_and_by_simulation():
     """Means .1, .2, .3 with documents' errors of .05: sqrt(.01 / 3 + .0025) = .0764 at 2 (.00583 / .00333)^2 = 6.1
     degrees, t = 2.44. Simulated, runs of spread 1 on documents of error 1 that all three share: about 95% hold 0."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from rlhf_lab.data.examples import Example
 from rlhf_lab.judges.reward_model import train_reward
 from rlhf_lab.objective import preset
 from rlhf_lab.training.defaults import DEFAULTS, default_learning_rate, defaults_taken, with_defaults
-from rlhf_lab.training.learning import LOSS, MARGIN, WINDOW, Learning, Watched, learning
+from rlhf_lab.training.learning import LOSS, MARGIN, WINDOW, Learning, Watched, group_of, learning
 from rlhf_lab.training.loop import train
 from rlhf_lab.training.preference import train_preference
 from rlhf_lab.training.run_folder import read_run
@@ -24,15 +25,18 @@ from tests.training_helpers import quiet, random_examples, tiny_llama, tiny_toke
 SFT, PAIRS = random_examples(24, responses=1), random_examples(24)
 
 
-def watched(values, quantity=MARGIN, longest=None) -> Watched:
-    """As the loop fills it: batches of up to 7, read now and then."""
+def watched(values, quantity=MARGIN, longest=None, prompts=None) -> Watched:
+    """As the loop fills it: batches of up to 7, read now and then; prompts: one number each, all different if None."""
+    numbers = range(len(values)) if prompts is None else prompts
+    examples = [Example((1, number), ((i,),)) for i, number in enumerate(numbers)]
     found = Watched(longest)
     for begin in range(0, len(values), 7):
         part = torch.tensor(values[begin : begin + 7])
         if quantity == MARGIN:
-            found.add(torch.zeros_like(part), torch.ones_like(part), {"rewards/margins": part})
+            losses = (torch.zeros_like(part), torch.ones_like(part), {"rewards/margins": part})
         else:
-            found.add(3 * part, torch.full_like(part, 3.0), {})  # summed over three tokens
+            losses = (3 * part, torch.full_like(part, 3.0), {})  # summed over three tokens
+        found.add(*losses, examples=examples[begin : begin + 7])
         if begin % 2:
             found.read()
     return found
@@ -107,7 +111,40 @@ def test_the_fall_of_the_loss_by_hand():
     assert found.sign == 1 and "the first to the last 10 examples" in found.sentence()
     before, after = watched([1.0, 5.0, 9.0], LOSS), watched([0.9, 4.9, 8.9], LOSS)
     paired = learning(watched([1.0], LOSS), before, after)
-    assert paired.interval == pytest.approx({"mean": 0.1, "low": 0.1, "high": 0.1}, abs=1e-5) and paired.sign == 1
+    expected = {"mean": 0.1, "low": 0.1, "high": 0.1, "few": 3}
+    assert paired.interval == pytest.approx(expected, abs=1e-5) and paired.sign == 1
+
+
+def test_copies_of_a_pair_are_one_pair():
+    """Three prompts a hundred times each say no more than three: 2 +- 4.303 / sqrt(3), and that they are few."""
+    found = learning(watched([1.0, 2.0, 3.0] * 100), None, watched([1.0, 2.0, 3.0] * 100, prompts=[4, 5, 6] * 100))
+    assert found.interval["mean"] == pytest.approx(2.0)
+    assert found.interval["low"] == pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-3)
+    assert found.groups == 3 and found.sign == 0 and "few groups: 3" in found.sentence()
+    last = learning(watched([0.5, 1.5] * 50, prompts=[4, 5] * 50), None, None)  # trained on again in every epoch
+    assert last.sign == 0 and last.interval["low"] == pytest.approx(1 - 12.706 * 0.5, abs=1e-2)
+
+
+def test_one_prompt_gives_no_interval():
+    found = learning(watched([1.0, 1.1, 0.9], prompts=[4, 4, 4]), None, None)
+    assert found.sign == 0 and found.groups == 1
+    assert found.sentence().startswith("WHETHER IT LEARNT CANNOT BE TOLD: the mean reward margin of the last 3 pairs")
+    assert "is 1, but all of them have one prompt" in found.sentence() and "inf" not in found.sentence()
+
+
+def test_texts_that_begin_with_one_token_are_no_copies():
+    """Pretraining's rows have BOS, or their own first token, for a prompt."""
+    rows = [Example((1,), ((i, i + 1),)) for i in range(9)]
+    assert len({group_of(row) for row in rows}) == 9 and group_of(rows[0]) == group_of(replace(rows[0], row=7))
+
+
+def test_two_ends_of_a_training_by_hand():
+    """Means 4 and 3 of three values each, squares around them 2 and 8: se^2 = 4 (2 + 8) / (6 x 5), 5 degrees."""
+    first, last = [3.0, 4.0, 5.0], [1.0, 3.0, 5.0]
+    found = learning(watched([*first, 9.0, 9.0, 9.0, *last], LOSS, WINDOW), None, None)
+    error = (4 * (2 + 8) / (6 * 5)) ** 0.5
+    assert found.interval["mean"] == pytest.approx(1.0)
+    assert found.interval["high"] == pytest.approx(1.0 + 2.5706 * error, abs=1e-3)
 
 
 def test_a_sure_step_of_next_to_nothing_is_nothing():

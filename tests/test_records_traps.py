@@ -1,6 +1,7 @@
 """Tables that look right and would train on something else: each is named, or read as its author meant it."""
 
 import csv
+import json
 
 import datasets
 import pyarrow as pa
@@ -38,21 +39,71 @@ def test_whether_prompts_are_implicit_is_a_property_of_the_table():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"tool_calls": [{"name": "f"}]}, {"reasoning_content": "I think"}, {"weight": 0}],
+    [{"tool_calls": [{"name": "f"}]}, {"reasoning_content": "I think"}, {"weight": 0}, {"name": "Ada"}],
 )
 def test_message_fields_that_a_template_reads_are_not_dropped_silently(fields):
     name = next(iter(fields))
     with pytest.raises(InvalidRecords, match=f"unsupported message field '{name}'"):
         sft_records([{"messages": [user("a"), assistant("b", **fields)]}])
-    empty = {"tool_calls": [], "reasoning_content": "", "weight": None, "id": 7}  # what Parquet fills in
+    empty = {"tool_calls": [], "reasoning_content": "", "weight": None, "id": 7, "name": None}  # what Parquet fills in
     assert sft_records([{"messages": [user("a"), assistant("b", **empty)]}])[0]
 
 
-def test_tools_are_not_dropped_silently():
-    row = {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")], "tools": [{"name": "f"}]}
-    with pytest.raises(InvalidRecords, match="tools: unsupported column"):
+@pytest.mark.parametrize(("name", "value"), [("tools", [{"name": "f"}]), ("chat_template_kwargs", {"tone": "dry"})])
+def test_what_a_template_would_read_besides_messages_is_not_dropped_silently(name, value, tmp_path):
+    row = {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")], name: value}
+    with pytest.raises(InvalidRecords, match=f"{name}: unsupported column"):
         preference_records([row])
-    assert preference_records([row | {"tools": []}])[0]
+    assert preference_records([row | {name: type(value)()}])[0]
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
+    with pytest.raises(InvalidRecords, match=f"{name}: unsupported column"):
+        load_preferences(tmp_path / "pairs.jsonl", columns={"chosen": "chosen"})
+
+
+AS_TEXT = [
+    "[{'role': 'user', 'content': 'hi', 'name': None}]",
+    "[{'name': None, 'weight': True, 'role': 'user', 'content': 'hi'}]",
+    '[{"id": 1, "content": "hi", "role": "user"}]',
+    "({'content': 'hi', 'role': 'user'},)",
+    "array([{'content': 'hi', 'role': 'user'}], dtype=object)",
+    '"[{\\"role\\": \\"user\\", \\"content\\": \\"hi\\"}]"',
+    "[{'from': 'human', 'value': 'hi'}]",
+]
+
+
+@pytest.mark.parametrize("text", AS_TEXT)
+def test_a_message_list_as_text_is_named_in_every_spelling(text):
+    with pytest.raises(InvalidRecords, match="chosen: message list as text"):
+        preference_records([{"prompt": "Say hi", "chosen": text, "rejected": "no"}])
+
+
+@pytest.mark.parametrize("text", ["[{'name': 'f', 'args': 1}]", "a [{'role': 'x', 'content': 1}]", '{"role": "admin"}'])
+def test_other_lists_as_text_are_text(text):
+    assert preference_records([{"prompt": "Say hi", "chosen": text, "rejected": "no"}])[0]
+
+
+@pytest.mark.parametrize("column", ["chosen", "rejected"])
+def test_a_prompt_that_only_one_response_repeats_is_named(column):
+    row = {"prompt": "Name a large city.", "chosen": " Cairo", "rejected": " Paris"}
+    row[column] = row["prompt"] + row[column]
+    with pytest.raises(InvalidRecords, match=f"{column}: repeats the prompt: .*cut the prompt off, or drop the row"):
+        preference_records([row])
+    chat = {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")]}
+    chat[column] = chat["prompt"] + chat[column]
+    with pytest.raises(InvalidRecords, match=f"{column}: repeats the prompt"):
+        preference_records([chat])
+
+
+def test_undecodable_bytes_of_parquet_matter_in_the_columns_that_are_read(tmp_path):
+    """Latin-1 in a column of nobody's; the row of a used column is named with it, and only that row."""
+    texts = pa.array([b"caf\xe9", b"good"], pa.binary()).view(pa.string())
+    table = {"prompt": pa.array(["a", "b"]), "chosen": pa.array(["c", "d"]), "rejected": pa.array(["e", "f"])}
+    pq.write_table(pa.table(table | {"note": texts}), tmp_path / "note.parquet")
+    records, _ = load_preferences(tmp_path / "note.parquet")
+    assert [record.chosen for record in records] == ["c", "d"]
+    pq.write_table(pa.table(table | {"chosen": texts}), tmp_path / "chosen.parquet")
+    with pytest.raises(InvalidRecords, match=r"chosen: undecodable bytes: 1 row \(0\)"):
+        load_preferences(tmp_path / "chosen.parquet")
 
 
 def test_turns_of_the_user_inside_a_response_are_refused():

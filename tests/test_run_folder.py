@@ -252,11 +252,12 @@ def test_loading_and_saving_show_no_bars_of_transformers(tmp_path, capfd):
     assert logging.is_progress_bar_enabled() and not are_progress_bars_disabled()
 
 
-def test_a_broken_record_is_named(tmp_path):
-    (tmp_path / "run.json").write_text("{")
-    with pytest.raises(ValueError, match=r"run.json does not say which run"):
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"identity": 3}'])
+def test_a_broken_record_is_named(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run.json is empty or broken .*: choose another --output_dir, or delete"):
         train_sft(tiny_llama(), None, SFT, quiet(tmp_path))
-    assert (tmp_path / "run.json").read_text() == "{"
+    assert (tmp_path / "run.json").read_text() == content
 
 
 def test_a_folder_that_cannot_be_made_is_named_with_its_flag(tmp_path):

@@ -340,7 +340,7 @@ def test_transformers_serve(served):
     folder = str(small_model_path("tiny"))
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     prompts = ["Returns the number of rows in the table. <tldr>", "Close the file and release its resources. <tldr>"]
-    options = {"extra_body": plain_sampling("transformers", tokenizer), "timeout": 600.0}
+    options = {"extra_body": plain_sampling("transformers", [tokenizer.eos_token_id]), "timeout": 600.0}
     rows = server_sample(served, folder, prompts, tokenizer, n=3, temperatures=(1.0, 0.7, 0.5), **options)
     cut = server_sample(served, folder, prompts, tokenizer, max_new_tokens=3, **options)
     # Greedy by default (its generation_config.json does not sample): the very tokens of our own greedy search.
@@ -355,6 +355,22 @@ def test_transformers_serve(served):
     assert [tokenizer.decode(r, skip_special_tokens=True) for (r,) in greedy] == [
         tokenizer.decode(r, skip_special_tokens=True) for (r,) in ours
     ]
+
+
+def test_transformers_serve_ends_at_every_id_that_it_is_told(served):
+    """Cold enough to be greedy: the token behind the first one ends the response, if it is named beside EOS."""
+    from transformers import AutoTokenizer
+
+    folder = str(small_model_path("tiny"))
+    tokenizer, prompts = AutoTokenizer.from_pretrained(folder), ["Returns the number of rows in the table. <tldr>"]
+
+    def drawn(ends: list[int]) -> list[int]:
+        options = {"extra_body": plain_sampling("transformers", ends), "temperature": 1e-4, "timeout": 600.0}
+        return server_sample(served, folder, prompts, tokenizer, max_new_tokens=8, **options)[0][0]
+
+    whole = drawn([EOS])
+    place = next(i for i in range(1, len(whole)) if whole[i] not in whole[:i])
+    assert drawn([EOS, whole[place]]) == [*whole[: place + 1], EOS]
 
 
 def test_transformers_serve_draws_for_the_online_loop(served, tmp_path, monkeypatch):

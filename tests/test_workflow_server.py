@@ -11,7 +11,7 @@ import torch
 from tokenizers.pre_tokenizers import Punctuation, Sequence, WhitespaceSplit
 
 from rlhf_lab.engine.generate import sample
-from rlhf_lab.engine.loading import load_model
+from rlhf_lab.engine.loading import load_generation_config, load_model
 from rlhf_lab.engine.serving.exchange import ServerError
 from rlhf_lab.judges.pairwise import pairwise_judge
 from rlhf_lab.judges.served import question, server_judge
@@ -121,8 +121,25 @@ def test_each_kind_of_server_is_told_to_cut_nothing(sft, tmp_path):
     assert seen["vllm"]["top_k"] == -1 and seen["vllm"]["repetition_penalty"] == 1.0
     assert isinstance(seen["vllm"]["prompt"], list)
     config = json.loads(seen["transformers"]["generation_config"])
-    assert config["do_sample"] is True and config["top_k"] == 0 and config["eos_token_id"] == 1
+    assert config["do_sample"] is True and config["top_k"] == 0 and config["eos_token_id"] == [1]
     assert isinstance(seen["transformers"]["prompt"], str)
+
+
+def test_a_server_is_told_every_token_that_ends_a_response(tmp_path):
+    """The generation config's list, which the local sampler ends at; vLLM knows the tokenizer's EOS by itself."""
+    sft, told = save_toy(tmp_path / "sft"), {}
+    file = tmp_path / "sft" / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [9, 1]}))
+    for kind in ("vllm", "transformers"):
+        with fake_server(Engine()) as (url, bodies):
+            run(tmp_path / kind, sft, sampler=kind, server_url=url)
+        told[kind] = [body for body in bodies if is_draw(body)]
+        assert len({body["model"] for body in told[kind]}) == 2  # the first policy, and one that was trained
+    assert {tuple(body["stop_token_ids"]) for body in told["vllm"]} == {(9,)}
+    ends = {tuple(json.loads(body["generation_config"])["eos_token_id"]) for body in told["transformers"]}
+    assert ends == {(1, 9)}
+    file.unlink()
+    assert load_generation_config(sft).eos_token_id == 1  # its config.json says so
 
 
 @pytest.mark.parametrize(

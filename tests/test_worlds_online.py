@@ -378,3 +378,11 @@ def test_threshold_of_a_rule_by_hand() -> None:
     x = np.array([1.0, 2.0, 3.0, 4.0])
     assert best_threshold(x, np.array([False, False, True, True])) == (2.5, True)
     assert best_threshold(x, np.array([True, False, False, False])) == (1.5, False)
+
+
+@pytest.mark.parametrize(("winner", "loser", "name"), [(0, 5, "losers"), (3, 0, "winners"), (-1, 2, "winners")])
+def test_an_arm_that_does_not_exist_is_not_counted_for_another(winner, loser, name):
+    """With 3 arms, 0 against 5 would be 1 against 2."""
+    with pytest.raises(ValueError, match=f"{name} has arms from {winner if name == 'winners' else loser} "):
+        count_wins(torch.tensor([winner]), torch.tensor([loser]), 3)
+    assert count_wins(torch.empty(2, 0, dtype=torch.long), torch.empty(2, 0, dtype=torch.long), 3).sum() == 0

@@ -66,7 +66,15 @@ def draw_wins(rewards: Tensor, first: Tensor, second: Tensor, generator: torch.G
 
 
 def count_wins(winners: Tensor, losers: Tensor, arms: int) -> Tensor:
-    """wins [..., K, K] from lists of comparisons int64 [..., N]; an arm against itself is not counted."""
+    """wins [..., K, K] from lists of comparisons int64 [..., N]; an arm against itself is not counted.
+
+    Raises ValueError for an arm outside 0 .. K - 1: it would be counted for another pair.
+    """
+    for name, chosen in (("winners", winners), ("losers", losers)):
+        if chosen.numel() and not (int(chosen.min()) >= 0 and int(chosen.max()) < arms):
+            raise ValueError(
+                f"{name} has arms from {int(chosen.min())} to {int(chosen.max())}, not from 0 to {arms - 1}"
+            )
     index = winners * arms + losers
     counts = torch.zeros(*winners.shape[:-1], arms * arms, dtype=torch.float64)
     counts.scatter_add_(-1, index, torch.ones_like(index, dtype=torch.float64))

@@ -11,15 +11,14 @@ import inspect
 import itertools
 import sys
 import textwrap
-import types
-import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
-from rlhf_lab.common.files import PathText, expanded
+from rlhf_lab.common.conversion import convert, given_twice, type_name
+from rlhf_lab.common.files import expanded
 
 T = TypeVar("T")
 
@@ -38,6 +37,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         args = [self._underscored(arg) for arg in (sys.argv[1:] if args is None else args)]
+        self._refuse_twice(args)
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flag = unknown[0].split("=")[0]
@@ -48,6 +48,12 @@ class Parser(argparse.ArgumentParser):
         flag, equals, value = arg.partition("=")
         name = "--" + flag[2:].replace("-", "_")
         return name + equals + value if flag.startswith("--") and name in self.known_flags else arg
+
+    def _refuse_twice(self, args: Sequence[str]) -> None:
+        """argparse would take the last one, and say nothing of the others."""
+        names = [arg.partition("=")[0] for arg in itertools.takewhile(lambda arg: arg != "--", args)]
+        if twice := given_twice(name for name in names if name in self.known_flags):
+            raise ValueError(f"{twice} is given twice: keep one of the two; see {self.prog} --help")
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see {self.prog} --help")
@@ -112,8 +118,11 @@ def read_values(namespace: argparse.Namespace, *classes: type) -> dict[str, Any]
     return {name: convert(value, hints[name], name) for name, value in values.items()}
 
 
-def _unique_keys(yaml) -> type:
-    """yaml.SafeLoader that refuses a key that is given twice, also as `learning-rate` beside `learning_rate`."""
+def _loader(yaml) -> type:
+    """yaml.SafeLoader that refuses a key that is given twice, also as `learning-rate` beside `learning_rate`.
+
+    Numbers stay text, which `convert` reads as it reads flags: by YAML 1.1 itself 010 is 8, and 1:30 is 90.
+    """
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node, deep=False):
@@ -125,6 +134,10 @@ def _unique_keys(yaml) -> type:
                 seen.add(name)
             return super().construct_mapping(node, deep)
 
+    numbers = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    Loader.yaml_implicit_resolvers = {}
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items():
+        Loader.yaml_implicit_resolvers[first] = [(tag, form) for tag, form in resolvers if tag not in numbers]
     return Loader
 
 
@@ -133,7 +146,7 @@ def read_yaml(path: str | Path, known: Iterable[str]) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _unique_keys(yaml))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _loader(yaml))
     except OSError as error:
         raise ValueError(f"--config {path}: {error.strerror}; name a YAML file with settings") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -159,74 +172,11 @@ def pick(cls: type, values: dict[str, Any]) -> dict[str, Any]:
     return {field.name: values[field.name] for field in fields(cls) if field.name in values}
 
 
-def convert(value: Any, hint: Any, name: str) -> Any:
-    """A flag's text or a YAML value as the type `hint`: int, float, bool, str, Literal, tuple, dict, or one of several.
-
-    Paths (PathText) are `expanded`. Raises ValueError that names the setting, the value and what was expected.
-    """
-    options = get_args(hint) if get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    is_none = value is None or (isinstance(value, str) and value.lower() in ("none", "null"))
-    if is_none and type(None) in options:
-        return None
-    if is_none and get_origin(hint) is tuple:
-        return ()
-    if PathText in options and isinstance(value, str):
-        try:
-            return expanded(value)
-        except ValueError as error:
-            raise ValueError(f"--{name} {error}") from error
-    for option in options:
-        try:
-            if option is not type(None):
-                return _convert_to(value, option)
-        except (ValueError, TypeError, KeyError):
-            continue
-    expected = " or ".join(_describe(option) for option in options)
-    raise ValueError(f"--{name} must be {expected}, got {value!r}")
-
-
-def _convert_to(value: Any, kind: Any) -> Any:
-    origin = get_origin(kind)
-    if origin is Annotated:
-        return _convert_to(value, get_args(kind)[0])
-    if origin is Literal:
-        return get_args(kind)[get_args(kind).index(value)]
-    if origin is tuple:
-        parts = value.replace(",", " ").split() if isinstance(value, str) else list(value)
-        return tuple(_convert_to(part, get_args(kind)[0]) for part in parts)
-    if origin is dict:
-        pairs = value.items() if isinstance(value, dict) else (part.split("=", 1) for part in value.split(","))
-        return {str(key).strip(): convert(item, get_args(kind)[1], key) for key, item in pairs}
-    if kind is bool:
-        return value if isinstance(value, bool) else {"true": True, "false": False}[str(value).lower()]
-    if (
-        isinstance(value, bool)
-        or (kind is int and isinstance(value, float))
-        or not isinstance(value, str | int | float)
-    ):
-        raise TypeError(value)
-    return kind(value)
-
-
 def _flag_options(field: Field, hint: Any) -> dict[str, Any]:
-    options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "metavar": _describe(hint)}
+    options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "metavar": type_name(hint)}
     if hint is bool:
         options |= {"nargs": "?", "const": True}
     return options
-
-
-def _describe(hint: Any) -> str:
-    if get_origin(hint) in (types.UnionType, typing.Union):
-        return "|".join(map(_describe, get_args(hint)))
-    if hint == PathText:
-        return "PATH"
-    if get_origin(hint) is Literal:
-        return "|".join(map(str, get_args(hint)))
-    if get_origin(hint) is tuple:
-        return f"{_describe(get_args(hint)[0])},.."
-    if get_origin(hint) is dict:
-        return "name=value,.."
-    return "none" if hint is type(None) else {"bool": "true|false", "str": "TEXT"}.get(hint.__name__, hint.__name__)
 
 
 def _required(field: Field) -> bool:

@@ -60,8 +60,16 @@ def read_whole(path: Path, remedy: str) -> dict | list:
     """What a JSON file holds that cannot be made again here. Raises ValueError that names it if it is empty or cut."""
     try:
         return json.loads(path.read_text(encoding="utf8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not whole ({error}): {remedy}") from error
+
+
+def read_settings(path: Path, remedy: str) -> dict:
+    """`read_whole` of a file that must hold settings by name. Raises ValueError that names it if it holds none."""
+    found = read_whole(path, remedy)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no settings, but {type(found).__name__}: {remedy}")
+    return found
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -142,7 +142,8 @@ def over_runs(intervals: Sequence[Interval]) -> Interval:
 
     intervals: one a run, over the documents that it was measured on. Runs are measured on mostly the same documents, so
     that the documents' part of the variance is not divided by S. Degrees of freedom: Satterthwaite's, S - 1 for the
-    runs, the documents' part taken as known. Raises ValueError for fewer than two runs.
+    runs, the documents' part taken as known. An interval of a run that rests on few parts makes the whole rest on few.
+    Raises ValueError for fewer than two runs.
     """
     means = _checked("intervals", [interval["mean"] for interval in intervals])
     runs = float(means.var(ddof=1)) / len(means)
@@ -150,7 +151,8 @@ def over_runs(intervals: Sequence[Interval]) -> Interval:
     total = runs + float(np.mean(np.square(errors)))
     degrees = (len(means) - 1) * (total / runs) ** 2 if runs > 0 else math.inf
     quantile = NORMAL if degrees > 1e6 else t_quantile(degrees)
-    return _around(float(means.mean()), quantile * math.sqrt(total))
+    few = min((interval["few"] for interval in intervals if "few" in interval), default=FEW)
+    return _told(_around(float(means.mean()), quantile * math.sqrt(total)), few)
 
 
 def held_out_peak(values: Sequence[Sequence[float]]) -> tuple[int, slice]:

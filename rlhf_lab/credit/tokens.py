@@ -25,6 +25,7 @@ from rlhf_lab.engine.beams import beam_search
 from rlhf_lab.engine.generate import response_token_logps
 from rlhf_lab.engine.logps import response_logps
 from rlhf_lab.engine.models import eval_mode
+from rlhf_lab.engine.options import ending_ids
 from rlhf_lab.judges.rouge import rouge_l
 
 Kind = Literal["number", "entity", "word"]
@@ -178,11 +179,12 @@ def beam_table(
 
     policies: {beta of its training: policy}. documents: (prompt text, human summary). length_penalty, bf16: as in
     `beam_search`. Rows: beta, width, reward (ROUGE-L F1, with `low` and `high`), length (tokens, EOS included), logp
-    (log pi(y|x), nats, under the policy), implicit_reward (beta h(y)), ended (share with EOS); means over documents.
+    (log pi(y|x), nats, under the policy), implicit_reward (beta h(y)), ended (share, not cut); means over documents.
     """
     prompts = [encode_prompt(prompt, tokenizer) for prompt, _ in documents]
     rows = []
     for beta, policy in policies.items():
+        ends = ending_ids(tokenizer.eos_token_id, policy.generation_config)
         for width in widths:
             options = {"max_new_tokens": max_new_tokens, "length_penalty": length_penalty, "bf16": bf16}
             found = beam_search(policy, prompts, width, eos_token_id=tokenizer.eos_token_id, **options)
@@ -195,7 +197,7 @@ def beam_table(
             row = {"beta": beta, "width": width, "reward": reward["mean"], "low": reward["low"], "high": reward["high"]}
             row |= {"length": float(np.mean([len(y) for y in responses])), "logp": float(logps.mean())}
             row |= {"implicit_reward": float(beta * (logps - ref_logps).mean())}
-            rows.append(row | {"ended": float(np.mean([y[-1] == tokenizer.eos_token_id for y in responses]))})
+            rows.append(row | {"ended": float(np.mean([y[-1] in ends for y in responses]))})
     return rows
 
 

@@ -9,9 +9,12 @@ from rlhf_lab.data.problems import shorten
 Messages = tuple[dict[str, str], ...]  # ({"role": "user", "content": "..."}, ...)
 Content = str | Messages
 # A message's fields that chat templates read besides role and content.
-MEANINGFUL = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "tool_call_id")
-# What str() or to_csv() makes of a list of messages.
-MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
+MEANINGFUL = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking", "tool_call_id", "name")
+# A row's columns that chat templates read besides the messages.
+UNREAD = ("tools", "chat_template_kwargs")
+# What str(), json.dumps() once or twice, or to_csv() makes of a list of messages, whatever their fields and quotes.
+LIST_AS_TEXT = re.compile(r"""\s*["']?\s*(array\(\s*)?[\[(]\s*\{\s*u?\\*['"]""")
+MESSAGE_FIELDS = (("role", "content"), ("from", "value"))
 
 
 def checked_content(value: object) -> tuple[Content, str]:
@@ -19,7 +22,7 @@ def checked_content(value: object) -> tuple[Content, str]:
     if value is None:
         return "", "missing"
     if isinstance(value, str):
-        return value, "message list as text" if MESSAGES_AS_TEXT.match(value) else _text_problem(value)
+        return value, "message list as text" if _is_message_list(value) else _text_problem(value)
     if not isinstance(value, list | tuple):
         return "", "wrong type"
     messages = tuple(_message(message) for message in value)
@@ -50,6 +53,16 @@ def _message(value: object) -> dict[str, str] | None:
     if not isinstance(value, Mapping) or not all(isinstance(value.get(key), str) for key in ("role", "content")):
         return None
     return {"role": value["role"], "content": value["content"]}
+
+
+def _is_message_list(text: str) -> bool:
+    if not LIST_AS_TEXT.match(text):
+        return False
+    return any(all(_is_key(name, text) for name in names) for names in MESSAGE_FIELDS)
+
+
+def _is_key(name: str, text: str) -> bool:
+    return re.search(rf"""['"]{name}\\*['"]\s*:""", text) is not None
 
 
 def _text_problem(text: str) -> str:

@@ -90,34 +90,31 @@ def _read_parquet(path: Path) -> Read:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is not a readable Parquet file: {cause(error)}") from error
-    try:
-        rows = list(enumerate(table.to_pylist()))
-    except UnicodeDecodeError:
-        rows = [(number, _parquet_row(number, table)) for number in range(table.num_rows)]
-    except (ValueError, OverflowError):  # a date outside Python's calendar, say, in a column that nobody may ask for
-        columns = {name: _readable(table.column(name)) for name in table.column_names}
-        rows = []
-        for number in range(table.num_rows):
-            rows.append((number, {name: cells[number] for name, cells in columns.items()}))
+    columns = {name: _readable(table.column(name)) for name in table.column_names}
+    rows = []
+    for number in range(table.num_rows):
+        rows.append((number, {name: cells[number] for name, cells in columns.items()}))
     return rows, tuple(table.column_names)
 
 
 def _readable(column: Any) -> list[Any]:
-    """The cells of a column; those that Python cannot hold are None."""
-    cells = []
-    for cell in column:
-        try:
-            cells.append(cell.as_py())
-        except (ValueError, OverflowError):
-            cells.append(None)
-    return cells
+    """The cells of a column, which perhaps nobody asks for: what Python cannot hold, as a date of the year 0, is None.
 
-
-def _parquet_row(number: int, table: Any) -> Any:
+    Bytes that are no UTF-8 become lone surrogates, as in CSV, which the validation finds and names.
+    """
     try:
-        return table.slice(number, 1).to_pylist()[0]
+        return column.to_pylist()
+    except (ValueError, OverflowError):  # UnicodeDecodeError is a ValueError
+        return [_cell(cell) for cell in column]
+
+
+def _cell(cell: Any) -> Any:
+    try:
+        return cell.as_py()
     except UnicodeDecodeError as error:
-        return Problem(number, "row", "undecodable bytes", shorten(error.object))
+        return error.object.decode("utf-8", errors="surrogateescape")
+    except (ValueError, OverflowError):
+        return None
 
 
 READERS: dict[str, Callable[[Path], Read]] = {

@@ -97,7 +97,10 @@ def keep_valid(records: Iterable[T], report: RowReport, *, drop_invalid: bool, a
 
 def shorten(value: object) -> str:
     """repr(value), cut to a length that fits into an error message."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply; an integer of thousands of digits
+        return f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= EXAMPLE_LENGTH else text[: EXAMPLE_LENGTH - 3] + "..."
 
 

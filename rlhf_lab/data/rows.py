@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_lab.data.contents import Content, checked_content, split_prompt
+from rlhf_lab.data.contents import UNREAD, Content, checked_content, split_prompt
 from rlhf_lab.data.problems import shorten
 
 Row = Mapping[str, Any]
@@ -58,7 +58,7 @@ def preference_record(number: int, row: Row, report: Report, *, explicit: bool) 
     """
     if not isinstance(row, Mapping):
         return report("row", "not a table row", shorten(row))
-    _refuse_tools(row, report)
+    _refuse_unread(row, report)
     names = ["prompt"] if explicit else []
     names += ["calibration"] if row.get("calibration") is not None else []
     contents = _contents(row, [*names, "chosen", "rejected"], report)
@@ -78,7 +78,7 @@ def sft_record(number: int, row: Row, report: Report) -> SFTRecord | None:
     """As `preference_record`: (prompt, response), or the last of `messages` as the response to those before."""
     if not isinstance(row, Mapping):
         return report("row", "not a table row", shorten(row))
-    _refuse_tools(row, report)
+    _refuse_unread(row, report)
     given = [name for name in ("response", "completion", "messages") if row.get(name) is not None]
     if len(given) > 1:
         return report(given[1], "ambiguous", f"the row has {' and '.join(given)}; keep one")
@@ -123,9 +123,10 @@ def _with_implicit_prompt(contents: dict[str, Content], report: Report) -> dict[
     return split
 
 
-def _refuse_tools(row: Row, report: Report) -> None:
-    if row.get("tools"):
-        report("tools", "unsupported column", f"a template would show the model {shorten(row['tools'])}")
+def _refuse_unread(row: Row, report: Report) -> None:
+    for name in UNREAD:
+        if row.get(name):
+            report(name, "unsupported column", f"a template would show the model {shorten(row[name])}")
 
 
 def _check_responses(record: PreferenceRecord | SFTRecord, report: Report) -> None:
@@ -141,12 +142,18 @@ def _check_responses(record: PreferenceRecord | SFTRecord, report: Report) -> No
 
 def _check_prompt(record: PreferenceRecord | SFTRecord, report: Report) -> None:
     """A prompt ends before the assistant speaks, and responses do not say it again."""
-    prompt, responses = record.prompt, list(record.responses.values())
+    prompt = record.prompt
     if not isinstance(prompt, str) and prompt and prompt[-1]["role"] == "assistant":
         report("prompt", "ends with an assistant", "move the beginning of the answer into the responses")
     telling = not isinstance(prompt, str) or len(prompt.split()) >= REPEATED_WORDS
-    if prompt and telling and all(response[: len(prompt)] == prompt for response in responses):
-        report(next(iter(record.responses)), "repeats the prompt", "--columns prompt=none takes it from the responses")
+    if not prompt or not telling:
+        return
+    repeating = [name for name, response in record.responses.items() if response[: len(prompt)] == prompt]
+    if len(repeating) == len(record.responses):
+        report(repeating[0], "repeats the prompt", "--columns prompt=none takes it from the responses")
+    elif repeating:
+        others = ", ".join(name for name in record.responses if name not in repeating)
+        report(repeating[0], "repeats the prompt", f"and {others} does not: cut the prompt off, or drop the row")
 
 
 def _scores(row: Row, report: Report) -> dict[str, float | None]:
@@ -155,10 +162,10 @@ def _scores(row: Row, report: Report) -> dict[str, float | None]:
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             report(name, "wrong type", shorten(value))
-        elif not math.isfinite(value):
+        elif not math.isfinite(number := _as_float(value)):
             report(name, "not finite", shorten(value))
         else:
-            scores[name] = float(value)
+            scores[name] = number
     if len(given) == 1:
         report(next(name for name in scores if name not in given), "missing", "only one of the two scores is given")
     elif (
@@ -168,3 +175,11 @@ def _scores(row: Row, report: Report) -> dict[str, float | None]:
     ):
         report("chosen_score", "below rejected_score", f"{scores['chosen_score']} < {scores['rejected_score']}")
     return scores
+
+
+def _as_float(value: int | float) -> float:
+    """Infinity for an integer of more than 308 digits."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_lab.common.errors import cause
+from rlhf_lab.data.contents import UNREAD
 from rlhf_lab.data.files import READERS, suffix
 from rlhf_lab.data.known_datasets import KNOWN_DATASETS, KnownDataset
 from rlhf_lab.data.problems import Problem, shorten
@@ -70,8 +71,8 @@ def map_columns(table: Table, columns: Mapping[str, str | None] | str | None, na
 
 def _mapped(row: Any, paths: Mapping[str, str | None]) -> Any:
     mapped = {name: _reach(row, path) for name, path in paths.items() if path is not None}
-    tools = row.get("tools") if isinstance(row, Mapping) else None
-    return mapped | {"tools": tools} if tools else mapped
+    # What is refused where it holds something must be seen, whatever columns are chosen.
+    return mapped | {name: row[name] for name in UNREAD if isinstance(row, Mapping) and row.get(name)}
 
 
 def _with_scores(table: Table) -> Table:

@@ -33,7 +33,7 @@ def beam_search(
     for name, value in (("width", width), ("max_new_tokens", max_new_tokens), ("prompts_per_batch", prompts_per_batch)):
         check_positive(name, value)
     check_prompts(model, prompts, max_new_tokens)
-    ends = ending_ids(eos_token_id, model)
+    ends = ending_ids(eos_token_id, getattr(model, "generation_config", None))
     beams = {"num_beams": width, "length_penalty": length_penalty} if width > 1 else {}
     found: dict[int, list[int]] = {}
     with eval_mode(model), torch.inference_mode():

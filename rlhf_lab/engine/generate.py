@@ -117,7 +117,7 @@ def complete(
             f"greedy=True has one response and no noise: n={n}, {temperatures=}, {top_p=} would be ignored"
         )
     check_prompts(model, prompts, max_new_tokens)
-    ends = ending_ids(eos_token_id, model)
+    ends = ending_ids(eos_token_id, getattr(model, "generation_config", None))
     completions: list[list[Completion]] = [[] for _ in prompts]
     bar = tqdm(total=len(prompts) * n, desc=progress, unit="response", disable=progress is None)
     with bar, eval_mode(model), torch.inference_mode():

@@ -6,19 +6,22 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
 from rlhf_lab.common.assets import SHIPPED, small_model_path
 from rlhf_lab.common.errors import cause
-from rlhf_lab.common.files import read_whole
+from rlhf_lab.common.files import read_settings
 
 # Heads of other tasks: what a causal model would lack there is drawn at random by transformers, with a warning only.
 OTHER_TASKS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "ForMaskedLM")
 # What transformers raises for files that are not there, not whole, of an unknown kind, or need a package.
-LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
+LOADING_ERRORS = (
+    *(OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError),
+    *(TypeError, AttributeError),  # from a list where a mapping is meant, say
+)
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -46,6 +49,7 @@ def load_model(model: PreTrainedModel | str | Path) -> PreTrainedModel:
 
 def load_tokenizer(path: str | Path):
     """The tokenizer beside the model; raises ValueError that names the path."""
+    _refuse_broken_configs(model_source(path), "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json")
     try:
         return AutoTokenizer.from_pretrained(model_source(path))
     except LOADING_ERRORS as error:
@@ -54,10 +58,19 @@ def load_tokenizer(path: str | Path):
 
 def load_config(source: str | Path):
     """The model's configuration; raises ValueError that names the path."""
+    _refuse_broken_configs(model_source(source), "config.json")
     try:
         return AutoConfig.from_pretrained(model_source(source))
     except LOADING_ERRORS as error:
         raise ValueError(f"cannot load a model from {str(source)!r}: {cause(error)}") from error
+
+
+def load_generation_config(source: str | Path) -> GenerationConfig:
+    """How the model at `source` generates, as it says itself once loaded; raises ValueError that names the path."""
+    try:
+        return GenerationConfig.from_pretrained(model_source(source))
+    except OSError:  # it has no such file: its configuration says so then
+        return GenerationConfig.from_model_config(load_config(source))
 
 
 @contextmanager
@@ -90,7 +103,7 @@ def refuse_other_tasks(source: str) -> None:
 
 def load_whole(kind: type, source: str) -> PreTrainedModel:
     """kind.from_pretrained(source) in float32. Raises ValueError if a weight is missing, of another shape, or cut."""
-    _refuse_broken_configs(source)
+    _refuse_broken_configs(source, "config.json", "generation_config.json")
     _refuse_pointers(source)
     try:
         with quiet_transformers():
@@ -106,12 +119,24 @@ def load_whole(kind: type, source: str) -> PreTrainedModel:
     return model
 
 
-def _refuse_broken_configs(source: str) -> None:
+def _refuse_broken_configs(source: str, *names: str) -> None:
     """transformers goes on without a generation config that it cannot read, and a model then ends otherwise."""
-    for name in ("config.json", "generation_config.json"):
-        file = Path(source) / name
-        if file.is_file() and not isinstance(read_whole(file, "take it from the model's source again"), dict):
-            raise ValueError(f"{file} holds no settings: take it from the model's source again")
+    for name in names:
+        if (file := Path(source) / name).is_file():
+            read_settings(file, "take it from the model's source again")
+
+
+def check_weights(folder: str | Path) -> None:
+    """Raises ValueError if the folder has no weights, or a file of them is cut or a pointer; nothing is loaded."""
+    _refuse_pointers(str(folder))
+    if not any(Path(folder).glob("*.safetensors")) and not any(Path(folder).glob("*.bin")):
+        raise ValueError(f"{folder} holds no weights (*.safetensors): save the model there again")
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} is not whole ({cause(error)}): save the model there again") from error
 
 
 def _refuse_pointers(source: str) -> None:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from transformers import GenerationConfig
+
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.limits import check_examples, check_lengths, context_length
 
@@ -57,12 +59,12 @@ def cut_at_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
     return tokens[: found + 1]
 
 
-def ending_ids(eos_token_id: int | Sequence[int], model=None) -> list[int]:
+def ending_ids(eos_token_id: int | Sequence[int], config: GenerationConfig | None = None) -> list[int]:
     """What ends a response: the given id or ids, and those of the model's generation config, as `generate` has it.
 
     Chat models end a turn by another token than the tokenizer's EOS, and name both in generation_config.json.
     """
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    configured = getattr(config, "eos_token_id", None)
     ends: list[int] = []
     for given in (eos_token_id, configured):
         ids = given if isinstance(given, list | tuple) else [given]

@@ -90,11 +90,10 @@ def first_wins(server: Server, answer: dict, name: str, kind: JudgeAnswer) -> fl
     """p_A in [0, 1] of one comparison's answer. Raises ServerError that names it if there is none to read."""
     choice = one_choice(server, answer, name)
     if kind == "logprobs":
-        return _from_logprobs(_top_logprobs(server, choice, name), f"{server.url}, {name}")
+        return _from_logprobs(server, _top_logprobs(server, choice, name), name)
     if choice["text"].strip() not in LABELS:
-        raise ServerError(
-            f"{server.url}, {name}: the model wrote {shorten(choice['text'])}, neither A nor B: serve a pairwise model"
-        )
+        wrote = shorten(server.masked(choice["text"]))
+        raise ServerError(f"{server.url}, {name}: the model wrote {wrote}, neither A nor B: serve a pairwise model")
     return float(choice["text"].strip() == "A")
 
 
@@ -132,13 +131,13 @@ def _top_logprobs(server: Server, choice: dict[str, Any], name: str) -> dict[str
     numbers = list(first.values()) if isinstance(first, dict) else []
     if not numbers or not all(isinstance(v, int | float) and v < 0.01 for v in numbers):  # NaN is not below anything
         raise ServerError(
-            f"{server.url}, {name}: top_logprobs is {shorten(tokens)}, not a log-prob of each of some tokens: look at "
-            "what the served model computes for this prompt"
+            f"{server.url}, {name}: top_logprobs is {shorten(server.masked(tokens))}, not a log-prob of each of some "
+            "tokens: look at what the served model computes for this prompt"
         )
     return first
 
 
-def _from_logprobs(logprobs: dict[str, float], name: str) -> float:
+def _from_logprobs(server: Server, logprobs: dict[str, float], name: str) -> float:
     """p(A) / (p(A) + p(B)); a label that is not among the most likely tokens counts 0 where that hardly matters."""
     p = dict.fromkeys(LABELS, 0.0)
     for token, value in logprobs.items():
@@ -147,7 +146,8 @@ def _from_logprobs(logprobs: dict[str, float], name: str) -> float:
     total, least = sum(p.values()), math.exp(min(logprobs.values()))
     if total == 0.0 or (min(p.values()) == 0.0 and least / (total + least) > TOLERANCE):
         raise ServerError(
-            f"{name}: A and B are not among the {len(logprobs)} most likely answers {shorten(logprobs)}: serve a "
-            "pairwise model (train_pairwise), or one that answers this prompt with A or B"
+            f"{server.url}, {name}: A and B are not among the {len(logprobs)} most likely answers "
+            f"{shorten(server.masked(logprobs))}: serve a pairwise model (train_pairwise), or one that answers this "
+            "prompt with A or B"
         )
     return p["A"] / total

@@ -26,6 +26,11 @@ from rlhf_lab.common.files import obey_umask
 from rlhf_lab.training.settings import TrainingSettings
 
 TEMPORARY = ".unfinished-"
+OUR_FILES = ("optimizer.safetensors", "rng.safetensors")
+
+
+class BrokenCheckpoint(ValueError):
+    """A file of a checkpoint is cut or missing; the message names the checkpoint and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +81,53 @@ def save_checkpoint(
 def load_checkpoint(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Progress:
     """Put weights, optimizer and random-number generators into the state of the checkpoint; returns its progress.
 
-    Raises ValueError that names the checkpoint and the remedy if a file of it is cut or missing.
+    Raises BrokenCheckpoint if a file of it is cut or missing.
     """
     try:
         load_model(model, str(path / "model.safetensors"))
         _load_optimizers(load_file(path / "optimizer.safetensors"), model, optimizers)
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         _set_rng_state(load_file(path / "rng.safetensors"), state["rng"])
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{path} is not whole ({cause(error)}): delete it, and the same command goes on from the one before"
+        return Progress(**state["progress"])
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+        raise BrokenCheckpoint(
+            f"{path} is not whole ({cause(error)}): delete it, and the same command goes on from the one before, or "
+            "starts again if there is none"
         ) from error
-    return Progress(**state["progress"])
+
+
+def resume(
+    output_dir: str | Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], identity: dict[str, str]
+) -> tuple[Path | None, Progress]:
+    """The newest whole checkpoint of output_dir is loaded, if it is this run's; without one the run starts at step 0.
+
+    Newer ones that are broken are moved aside, as checkpoint-N-broken, with a line on the screen.
+    Raises BrokenCheckpoint if none is whole: what is wrong may lie elsewhere, and nothing is moved. ValueError if the
+    checkpoint is another run's.
+    """
+    broken: list[tuple[Path, BrokenCheckpoint]] = []
+    for path in reversed(checkpoints(output_dir)):
+        saved = saved_identity(path)
+        if saved is not None:
+            check_identity(path, saved, identity)
+        try:
+            progress = load_checkpoint(path, model, optimizers)
+        except BrokenCheckpoint as error:
+            broken.append((path, error))
+            continue
+        for each, error in broken:
+            print(f"{each} is not whole ({cause(error.__cause__)}): the run goes on from {path.name}, the one before")
+            _move_aside(each)
+        return path, progress
+    if broken:
+        raise broken[0][1]
+    return None, Progress()
+
+
+def _move_aside(path: Path) -> None:
+    aside = path.with_name(f"{path.name}-broken")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
 
 
 def check_identity(path: Path, saved: dict[str, str], identity: dict[str, str]) -> None:
@@ -115,13 +155,18 @@ def saved_identity(path: Path) -> dict[str, str] | None:
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
-    """The complete checkpoints in `output_dir` that this project wrote, oldest first."""
-    return [path for path in _numbered(output_dir) if saved_identity(path) is not None]
+    """The checkpoints in `output_dir` that this project wrote, oldest first."""
+    return [path for path in _numbered(output_dir) if _is_ours(path)]
 
 
 def foreign_checkpoints(output_dir: str | Path) -> list[Path]:
     """What is called like a checkpoint there and is none of ours: such things are never deleted."""
-    return [path for path in _numbered(output_dir) if saved_identity(path) is None]
+    return [path for path in _numbered(output_dir) if not _is_ours(path)]
+
+
+def _is_ours(path: Path) -> bool:
+    """By its identity or, where a power loss cut that, by two files that no other program calls so."""
+    return saved_identity(path) is not None or all((path / name).is_file() for name in OUR_FILES)
 
 
 def _numbered(output_dir: str | Path) -> list[Path]:

@@ -3,29 +3,36 @@
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
-from math import isfinite
+from math import inf, isfinite
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_lab.common.intervals import Interval, difference_interval, mean_interval, number, sign
+from rlhf_lab.common.intervals import Interval, grouped_mean, number, sign
+from rlhf_lab.data.examples import Example
 
 WINDOW = 200  # examples at the beginning and at the end of training that are compared
 # A margin moves P(chosen wins) by a quarter of itself; less than this is nothing, however sure it is.
 LEAST = 0.01
 MARGIN, LOSS = "reward margin", "loss per token"
 
+Value = tuple[float, int]  # what was measured on one example, and the example's group
+
 
 class Learning(NamedTuple):
-    """The mean reward margin at the end, or the fall of the loss per token, over examples taken as independent.
+    """The mean reward margin at the end, or the fall of the loss per token, with an interval over prompts.
 
-    quantity: MARGIN or LOSS. examples: which ones, as "the last 200 pairs trained on". interval: of their mean.
+    quantity: MARGIN or LOSS. examples: which ones, as "the last 200 pairs trained on". interval: of their mean; what
+    has one prompt may depend on one another, copies of a pair above all. groups: the different prompts; with one there
+    is no interval, so that its ends are infinite.
     """
 
     quantity: str
     examples: str
     interval: Interval
+    groups: int
 
     @property
     def sign(self) -> int:
@@ -35,9 +42,14 @@ class Learning(NamedTuple):
     def sentence(self) -> str:
         """What happened, for the end of a run."""
         if self.quantity == MARGIN:
-            found = f"the mean reward margin of {self.examples} is {number(self.interval)}"
+            found = f"the mean reward margin of {self.examples} is {self._number()}"
         else:
-            found = f"from {self.examples} the loss per token fell by {number(self.interval)}"
+            found = f"from {self.examples} the loss per token fell by {self._number()}"
+        if self.groups < 2:
+            return (
+                f"WHETHER IT LEARNT CANNOT BE TOLD: {found}, but all of them have one prompt, and one prompt gives no "
+                "interval. Evaluate on several prompts (--eval_file)."
+            )
         if self.sign > 0:
             return f"learnt: {found}"
         if self.sign < 0:
@@ -49,6 +61,14 @@ class Learning(NamedTuple):
             "a rate also looks like this, and so do labels that say nothing."
         )
 
+    def _number(self) -> str:
+        return number(self.interval) if self.groups > 1 else format(self.interval["mean"], ".3g")
+
+
+def group_of(example: Example) -> int:
+    """A number for the prompt. A text that only begins with BOS or its first token has no prompt: it is its own."""
+    return hash(example.prompt if len(example.prompt) > 1 else (example.prompt, example.responses))
+
 
 class Watched:
     """Per-example values of what a task is to move: its reward margins, or the loss per token where it has none.
@@ -59,25 +79,29 @@ class Watched:
     def __init__(self, longest: int | None = None) -> None:
         self.quantity = LOSS
         self.count = 0
-        self.first: list[float] = []
-        self.last: deque[float] = deque(maxlen=longest)
+        self.first: list[Value] = []
+        self.last: deque[Value] = deque(maxlen=longest)
         self.unread: list[Tensor] = []
+        self.unread_groups: list[int] = []
 
-    def add(self, loss: Tensor, weights: Tensor, metrics: dict[str, Tensor]) -> None:
-        """loss, weights and each metric: [B]; loss is summed over what the weights count."""
+    def add(self, loss: Tensor, weights: Tensor, metrics: dict[str, Tensor], *, examples: Sequence[Example]) -> None:
+        """loss, weights and each metric: [B]; loss is summed over what the weights count. examples: the batch's B."""
         self.quantity = MARGIN if "rewards/margins" in metrics else LOSS
         values = metrics["rewards/margins"] if self.quantity == MARGIN else loss.detach() / weights
         self.unread.append(values.detach().float())
+        self.unread_groups += map(group_of, examples)
 
     def read(self) -> None:
         """Fetch what was added since the last call, in one transfer."""
-        values = torch.cat(self.unread).tolist() if self.unread else []
+        numbers = torch.cat(self.unread).tolist() if self.unread else []
+        values = list(zip(numbers, self.unread_groups, strict=True))
         self.unread.clear()
+        self.unread_groups.clear()
         self.count += len(values)
         self.first += values[: WINDOW - len(self.first)] if len(self.first) < WINDOW else []
         self.last.extend(values)
 
-    def tail(self, count: int) -> list[float]:
+    def tail(self, count: int) -> list[Value]:
         """The last `count` values, or as many as there are."""
         return list(islice(self.last, max(0, len(self.last) - count), None))
 
@@ -107,8 +131,22 @@ def learning(
     return _of(LOSS, f"the first to the last {window} examples", trained.first[:window], trained.tail(window))
 
 
-def _of(quantity: str, examples: str, *values: Sequence[float]) -> Learning | None:
-    if len(values[0]) < 2 or not all(isfinite(v) for each in values for v in each):
+def _of(quantity: str, examples: str, *ends: Sequence[Value]) -> Learning | None:
+    """ends: the values whose mean is meant, or those before and those after, whose means are subtracted."""
+    if len(ends[0]) < 2 or not all(isfinite(value) for end in ends for value, _ in end):
         return None
-    interval = mean_interval(values[0]) if len(values) == 1 else difference_interval(*values)
-    return Learning(quantity, examples, interval)
+    values = np.array([[value for value, _ in end] for end in ends])  # [1 or 2, N]
+    groups = [[group for _, group in end] for end in ends]
+    if len(ends) == 1 or groups[0] == groups[1]:  # the same examples twice are compared one by one
+        rows, names = values[0] - (values[1] if len(ends) == 2 else 0.0), groups[0]
+    else:
+        rows, names = _two_samples(*values), groups[0] + groups[1]
+    count, mean = len(set(names)), float(rows.mean())
+    interval = grouped_mean(rows, names) if count > 1 else {"mean": mean, "low": -inf, "high": inf}
+    return Learning(quantity, examples, interval, count)
+
+
+def _two_samples(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """[2N] numbers whose mean is mean(before) - mean(after), and whose spread is that of each around its own mean."""
+    spread = np.concatenate([before - before.mean(), after.mean() - after])
+    return before.mean() - after.mean() + 2 * spread

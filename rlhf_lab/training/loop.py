@@ -114,7 +114,7 @@ def _train(
     _prepare(model, settings, device)
     optimizers = make_optimizers(model, settings)
     total = schedule.total_steps(examples, settings)
-    resumed_from, progress = _resume(model, optimizers, settings, identity)
+    resumed_from, progress = checkpoints.resume(settings.output_dir, model, optimizers, identity)
     begin -= progress.seconds
     step, num_tokens, last_saved = progress.step, progress.num_tokens, resumed_from
     averages = Averages(progress.sums, device)
@@ -143,7 +143,7 @@ def _train(
                 losses.loss.sum().backward()
                 total_weight = total_weight + losses.weights.sum()  # distributed: summed over ranks
                 averages.add(losses.loss, losses.weights, losses.metrics)
-                trained.add(*losses)
+                trained.add(*losses, examples=[examples[i] for i in indices])
                 record.batches.append((batch.rows, losses.loss.detach()))
                 num_tokens += batch.num_tokens
 
@@ -207,7 +207,7 @@ def held_out_averages(
             losses = loss_fn(model, batch, torch.tensor(indices, device=device))
             averages.add(*losses)
             if watched is not None:
-                watched.add(*losses)
+                watched.add(*losses, examples=[examples[i] for i in indices])
     return {f"eval_{name}": value for name, value in averages.read_and_clear().items()}
 
 
@@ -219,20 +219,6 @@ def _prepare(model: nn.Module, settings: TrainingSettings, device: torch.device)
     random.seed(settings.seed)
     numpy.random.seed(settings.seed)
     torch.manual_seed(settings.seed)
-
-
-def _resume(
-    model: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    settings: TrainingSettings,
-    identity: dict[str, str],
-) -> tuple[Path | None, Progress]:
-    """Load the last checkpoint of output_dir if it is this run's; without one start at step 0."""
-    found = checkpoints.checkpoints(settings.output_dir)
-    if not found:
-        return None, Progress()
-    checkpoints.check_identity(found[-1], checkpoints.saved_identity(found[-1]) or {}, identity)
-    return found[-1], checkpoints.load_checkpoint(found[-1], model, optimizers)
 
 
 def _finish(model: nn.Module, tokenizer, settings: TrainingSettings) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import nn
 
 from rlhf_lab import __version__
-from rlhf_lab.common.errors import interruptible
+from rlhf_lab.common.errors import cause, interruptible
 from rlhf_lab.common.files import write_atomically
 from rlhf_lab.common.folders import LOCK_FILE, owned
 from rlhf_lab.engine.loading import model_source
@@ -59,7 +59,8 @@ def read_run(folder: str | Path) -> RunRecord | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} does not say which run made this folder ({error!r}); choose another --output_dir"
+            f"{path} is empty or broken ({cause(error)}), so that nothing says which run made this folder: choose "
+            "another --output_dir, or delete the folder if nothing in it is needed"
         ) from error
 
 

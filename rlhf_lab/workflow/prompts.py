@@ -8,10 +8,10 @@ from typing import TypedDict
 import pyarrow as pa
 
 from rlhf_lab.common.files import key_of
-from rlhf_lab.data.contents import Content, as_content
+from rlhf_lab.data.contents import UNREAD, Content, as_content, checked_content
 from rlhf_lab.data.docstrings import TLDR_TOKEN, DocstringPair, docstring_pairs
 from rlhf_lab.data.encoding import bos_id, encode_prompt, special_tokens
-from rlhf_lab.data.problems import Problem
+from rlhf_lab.data.problems import Problem, shorten
 from rlhf_lab.data.sources import read_table
 from rlhf_lab.data.truncation import keep_last
 from rlhf_lab.workflow.artefacts import Artefact, stage, write_rows
@@ -192,13 +192,15 @@ def _file_row(given: object, tokenizer) -> Row:
         raise ValueError(f"{given.kind}: {given.example}")
     if not given.get("prompt"):
         raise ValueError("needs a `prompt`")
-    if unread := [name for name in ("tools", "chat_template_kwargs") if given.get(name)]:
+    if unread := [name for name in UNREAD if given.get(name)]:
         raise ValueError(f"a template would show the model `{unread[0]}`, which is not supported")
     prompt, reference = as_content(given["prompt"]), given.get("reference")
     if not isinstance(reference, str | None):
         raise ValueError("needs its `reference`, if any, as text")
     if reference is not None and not reference.strip():
         raise ValueError("`reference` is empty: fill it in, or leave the column out of every row")
+    if reference is not None and (kind := checked_content(reference)[1]):
+        raise ValueError(f"`reference`: {kind}: {shorten(reference)}")
     if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
         raise ValueError("the prompt ends with an assistant's message; drop the row or the message")
     return Row(prompt=prompt, ids=list(encode_prompt(prompt, tokenizer)), reference=reference)

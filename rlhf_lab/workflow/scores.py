@@ -9,14 +9,14 @@ from typing import get_args
 import pyarrow as pa
 
 from rlhf_lab.common.assets import SHIPPED
-from rlhf_lab.common.files import key_of, read_whole
+from rlhf_lab.common.files import key_of, read_settings
 from rlhf_lab.data.contents import Content
 from rlhf_lab.data.docstrings import DocstringPair, docstring_pairs
-from rlhf_lab.engine.loading import load_model, load_tokenizer, model_source
+from rlhf_lab.engine.loading import check_weights, load_config, load_model, load_tokenizer, model_source
 from rlhf_lab.engine.precision import pick_device
 from rlhf_lab.judges.gold import STYLE_WEIGHT, GoldName, Judge, house_judge, style_judge
 from rlhf_lab.judges.own import each_response, function_of
-from rlhf_lab.judges.pairwise import pairwise_judge
+from rlhf_lab.judges.pairwise import pairwise_judge, slots_of
 from rlhf_lab.judges.reward_model import reward_judge, reward_model
 from rlhf_lab.judges.served import server_judge
 from rlhf_lab.judges.style import imperative_verbs
@@ -73,8 +73,9 @@ def named_judge(
             f"judge={name!r} is none of {', '.join(GOLD_NAMES)}, no folder with a reward or pairwise preference model, "
             f"and no module:function{was}"
         )
-    architectures = read_whole(folder / "config.json", "save the judge again").get("architectures") or [""]
+    architectures = read_settings(folder / "config.json", "save the judge again").get("architectures") or [""]
     relative = not architectures[0].endswith("ForSequenceClassification")
+    _check_model_judge(folder, relative)
     load = partial(_model_judge, folder, device, relative)
     return NamedJudge(f"model {model_artefact(folder).content}", load, relative)
 
@@ -170,6 +171,16 @@ def scores_stage(loop: Loop, iteration: int, prompts: Artefact, candidates: Arte
         write_rows(path, rows, pa.schema(SCORES))
 
     return stage(loop.folder(iteration), "scores", facts, make)
+
+
+def _check_model_judge(folder: Path, relative: bool) -> None:
+    """Raises ValueError for what can be told before anything is computed: its tokenizer, its head, cut files."""
+    tokenizer, config = load_tokenizer(folder), load_config(folder)
+    check_weights(folder)
+    if relative:
+        slots_of(tokenizer)
+    elif config.num_labels != 1:
+        raise ValueError(f"judge {str(folder)!r} has {config.num_labels} labels; a reward model has num_labels 1")
 
 
 def _model_judge(folder: Path, device: str, relative: bool) -> Judge:

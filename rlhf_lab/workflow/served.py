@@ -10,6 +10,8 @@ Only a server that answers to every name would not be caught.
 
 from collections.abc import Sequence
 
+from rlhf_lab.engine.loading import load_generation_config
+from rlhf_lab.engine.options import ending_ids
 from rlhf_lab.engine.serving.exchange import ServerError
 from rlhf_lab.engine.serving.sampling import Responses, plain_sampling, server_sample
 from rlhf_lab.workflow.artefacts import Artefact
@@ -33,6 +35,7 @@ def served_draws(
     responses are kept and what to start, ValueError for a prompt that text cannot carry.
     """
     name = str(policy.path.resolve())
+    ends = ending_ids(tokenizer.eos_token_id, load_generation_config(policy.path))
     try:
         return server_sample(
             settings.server_url,
@@ -48,7 +51,7 @@ def served_draws(
             retries=settings.server_retries,
             api_key_variable=settings.api_key_variable,
             send_ids=settings.sampler == "vllm",
-            extra_body=plain_sampling(settings.sampler, tokenizer),
+            extra_body=plain_sampling(settings.sampler, ends),
             done=done,
             progress=progress,
         )

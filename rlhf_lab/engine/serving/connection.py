@@ -36,10 +36,11 @@ def check_server(server: Server) -> None:
         if error.status == 401:
             raise
         listed = None  # it answers, but lists nothing
-    names = [entry.get("id") for entry in listed or [] if isinstance(entry, dict)]
+    names = [entry.get("id") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     if server.model_name in names:
         return
-    problem = f"{server.url} does not serve {server.model_name!r}; it lists {', '.join(map(str, names)) or 'no model'}"
+    listing = server.masked(", ".join(map(str, names))) or "no model"
+    problem = f"{server.url} does not serve {server.model_name!r}; it lists {listing}"
     try:
         body = {"model": server.model_name, "prompt": "a", "max_tokens": 1}
         check_model(server, ask(server, "/v1/completions", body))
@@ -53,7 +54,8 @@ def check_model(server: Server, answer: dict) -> None:
     """Raises ServerError if the answer says that another model gave it."""
     served = answer.get("model", server.model_name)
     if served != server.model_name and str(served).split("@")[0] != server.model_name:  # transformers adds "@main"
-        raise ServerError(f"{server.url} answered with the model {served!r}, not {server.model_name!r}", 400)
+        other = server.masked(served)
+        raise ServerError(f"{server.url} answered with the model {other!r}, not {server.model_name!r}", 400)
 
 
 def one_choice(server: Server, answer: dict, name: str) -> dict:
@@ -61,10 +63,10 @@ def one_choice(server: Server, answer: dict, name: str) -> dict:
     check_model(server, answer)
     choices = answer.get("choices")
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        count = f"{len(choices)} choices" if isinstance(choices, list) else f"choices {shorten(choices)}"
+        count = f"{len(choices)} choices" if isinstance(choices, list) else f"choices {shorten(server.masked(choices))}"
         raise ServerError(f"{server.url}, {name}: one choice was asked for, the answer has {count}")
     if not isinstance(choices[0].get("text"), str):
-        raise ServerError(f"{server.url}, {name}: the choice has no text: {shorten(choices[0])}")
+        raise ServerError(f"{server.url}, {name}: the choice has no text: {shorten(server.masked(choices[0]))}")
     return choices[0]
 
 

@@ -3,7 +3,6 @@
 import http.client
 import json
 import math
-import os
 import time
 import urllib.error
 import urllib.request
@@ -15,8 +14,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rlhf_lab.data.problems import shorten
+from rlhf_lab.engine.serving.keys import read_api_key, without_key
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+DEEPEST = 100  # levels of JSON in an answer
 BUSY = (408, 429)  # and every status from 500 on: another attempt may help
 
 Arrived = dict[tuple[int, int], Any]  # {(prompt, response): token ids}, {(comparison, order): probability}
@@ -64,6 +65,10 @@ class Server:
             raise ValueError(f"backoff={self.backoff}: must be finite and 0 or above, in seconds")
         read_api_key(self.api_key_variable)
 
+    def masked(self, said: Any) -> Any:
+        """What the server said, text or JSON, as it may be shown: without the key."""
+        return without_key(read_api_key(self.api_key_variable), said)
+
 
 def check_patience(timeout: float, retries: int, prefix: str = "") -> None:
     """Raises ValueError unless timeout is seconds above 0 and retries a count; `prefix` stands before their names."""
@@ -73,32 +78,13 @@ def check_patience(timeout: float, retries: int, prefix: str = "") -> None:
         raise ValueError(f"{prefix}retries={retries}: must be 0 or more")
 
 
-def read_api_key(variable: str | None) -> str | None:
-    """The API key that the environment holds under this name. Raises ValueError that names the variable, never the key.
-
-    It is read for each request, so that no object, file or log has it.
-    """
-    if variable is None:
-        return None
-    if not variable.isidentifier():
-        # Perhaps the key itself was given in place of a name: it must not be repeated.
-        raise ValueError(
-            "api_key_variable is not the name of an environment variable: give a name like OPENAI_API_KEY, never the "
-            "key itself"
-        )
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise ValueError(f"the environment variable {variable} is empty or not set: put the server's API key there")
-    if not key.isascii() or not key.isprintable():
-        raise ValueError(f"the environment variable {variable} holds characters that no API key has: set it again")
-    return key
-
-
 def base_url(url: str, name: str = "url") -> str:
     """Scheme, host and port, without the /v1 that many people add. Raises ValueError with `name` if it is none."""
     base = url.rstrip("/").removesuffix("/v1")
     if urlsplit(base).username or urlsplit(base).password:
         raise ValueError(f"{name} holds a user or a password: leave it out, and name the API key's variable instead")
+    if urlsplit(base).query or urlsplit(base).fragment:  # where a key may stand, which must not be repeated
+        raise ValueError(f"{name} holds more than an address, behind ? or #: give it like http://localhost:8000")
     if urlsplit(base).scheme not in ("http", "https") or not urlsplit(base).hostname:
         raise ValueError(f"{name}={url!r}: give the address of a server, like http://localhost:8000")
     return base
@@ -110,12 +96,12 @@ def exchange(server: Server, path: str, body: dict | None = None) -> dict:
         with _opener(server).open(_request(server, path, body), timeout=server.timeout) as answer:
             content = answer.read()
     except urllib.error.HTTPError as error:
-        raise _refusal(server, path, error) from error
+        raise _refusal(server, path, error) from _origin(server, error)
     except (http.client.HTTPException, OSError) as error:  # URLError and TimeoutError are OSErrors
         reason = getattr(error, "reason", error)
         late = isinstance(reason, TimeoutError)
         what = f"no answer within {server.timeout:g} s" if late else f"{type(reason).__name__}: {reason}"
-        raise Transient(f"{server.url}{path}: {what}") from error
+        raise Transient(server.masked(f"{server.url}{path}: {what}")) from _origin(server, error)
     return _json_object(server, path, content)
 
 
@@ -166,6 +152,10 @@ def _json_object(server: Server, path: str, content: bytes) -> dict:
     except ValueError as error:
         text = _shown(server, content.decode(errors="replace"))
         raise ServerError(f"{server.url}{path} answered something that is not JSON: {text}", 200) from error
+    except RecursionError as error:
+        raise ServerError(f"{server.url}{path} answered JSON that is nested too deeply to be read", 200) from error
+    if _is_deep(value):
+        raise ServerError(f"{server.url}{path} answered JSON of more than {DEEPEST} levels, which no answer has", 200)
     if not isinstance(value, dict):
         raise ServerError(f"{server.url}{path} answered no JSON object: {_shown(server, value)}", 200)
     problem = _error_in(value)
@@ -176,6 +166,22 @@ def _json_object(server: Server, path: str, content: bytes) -> dict:
     status = code if isinstance(code, int) and 400 <= code < 600 else 200
     said = problem.get("message", problem) if isinstance(problem, dict) else problem
     raise _error(server, path, status, f"200 with an error: {_shown(server, said)}", 0.0)
+
+
+def _is_deep(value: Any) -> bool:
+    """More than DEEPEST levels: to show such a value would exhaust the stack."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [part for each in level for part in _parts(each)]
+        if not level:
+            return False
+    return True
+
+
+def _parts(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
 
 
 def _error_in(value: dict) -> Any:
@@ -191,7 +197,7 @@ def _refusal(server: Server, path: str, error: urllib.error.HTTPError) -> Server
             said = _shown(server, error.read().decode(errors="replace"))
         except (http.client.HTTPException, OSError):
             said = "(its message broke off)"
-    text = f"{error.code} {error.reason}: {said}"
+    text = f"{error.code} {server.masked(error.reason)}: {said}"
     if 300 <= error.code < 400:
         target = _shown(server, error.headers.get("Location", "another address"))
         text += f"; it points to {target}: give that address, for none is followed with a key"
@@ -219,10 +225,13 @@ def _about_the_key(server: Server, status: int) -> str:
 
 
 def _shown(server: Server, said: Any) -> str:
-    """What a server said, short, and without the key, which some repeat in their errors."""
-    key = read_api_key(server.api_key_variable)
-    text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
-    return shorten(text if key is None else text.replace(key, "(the API key)"))
+    said = server.masked(said)
+    return shorten(said if isinstance(said, str) else json.dumps(said, ensure_ascii=False))
+
+
+def _origin(server: Server, error: Exception) -> Exception | None:
+    """What an error of ours is raised from: nothing if that repeats the key, for a traceback would print it."""
+    return error if server.masked(repr(error)) == repr(error) else None
 
 
 def _number(text: str | None) -> float | None:

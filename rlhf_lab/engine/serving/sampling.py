@@ -90,15 +90,19 @@ def server_sample(
     return rows
 
 
-def plain_sampling(kind: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The `extra_body` that makes a server draw from softmax(logits / temperature) and nothing else.
+def plain_sampling(kind: str, ends: Sequence[int]) -> dict[str, Any]:
+    """The `extra_body` that makes a server draw from softmax(logits / temperature), and end where we do.
 
     kind: "vllm", "transformers" (`transformers serve`), or "server" for any other, which is sent no further field.
+    ends: the ids that end a response, the tokenizer's EOS first, as `engine.options.ending_ids` gives them.
+    `transformers serve` does not say which of several ids ended a response: it is read as EOS.
     """
     if kind == "transformers":  # it samples only if told to, and knows this one field of its own
-        ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
-        return {"generation_config": json.dumps({"do_sample": True, "top_k": 0, **ends})}
-    return {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0} if kind == "vllm" else {}
+        told = {"eos_token_id": list(ends), "pad_token_id": ends[0]}
+        return {"generation_config": json.dumps({"do_sample": True, "top_k": 0, **told})}
+    if kind == "vllm":  # EOS it knows by itself, and says no `stop_reason` for it
+        return {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "stop_token_ids": list(ends[1:])}
+    return {}
 
 
 def read_answer(
@@ -113,13 +117,15 @@ def read_answer(
     choice = one_choice(server, answer, name)
     reason = choice.get("finish_reason")
     if reason not in ("stop", "length"):
-        raise ServerError(f"{server.url}, {name}: finish_reason is {reason!r}, neither 'stop' nor 'length'")
+        said = shorten(server.masked(reason))
+        raise ServerError(f"{server.url}, {name}: finish_reason is {said}, neither 'stop' nor 'length'")
     _check_prompt_tokens(server, answer, prompt_tokens, name)
     whole = choice["text"]
     text = BROKEN.split(whole, maxsplit=1)[0]
     end = _end_ids(server, choice, tokenizer, name) if text == whole else []
     if len(whole) > len(text) + 1 or (text != whole and reason == "stop"):
-        warnings.warn(f"{name}: {shorten(ascii(whole))} is no text from {len(text)} on; cut there", stacklevel=2)
+        said = shorten(ascii(server.masked(whole)))
+        warnings.warn(f"{name}: {said} is no text from {len(text)} on; cut there", stacklevel=2)
     if not text and not end:
         raise ServerError(f"{server.url}, {name}: a response was cut before it had any text; raise max_new_tokens")
     return [*(response_ids(text, tokenizer) if text else ()), *end]
@@ -130,8 +136,8 @@ def _check_prompt_tokens(server: Server, answer: dict, prompt_tokens: int, name:
     read = usage.get("prompt_tokens", prompt_tokens) if isinstance(usage, dict) else prompt_tokens
     if read != prompt_tokens:
         raise ServerError(
-            f"{server.url} reads {name.split(',')[0]} as {read} tokens, the local tokenizer as {prompt_tokens}: it "
-            "serves another model or adds a template; give the tokenizer of the served model"
+            f"{server.url} reads {name.split(',')[0]} as {server.masked(read)} tokens, the local tokenizer as "
+            f"{prompt_tokens}: it serves another model or adds a template; give the tokenizer of the served model"
         )
 
 
@@ -146,8 +152,9 @@ def _end_ids(server: Server, choice: dict, tokenizer: PreTrainedTokenizerBase, n
     if stop is None:
         return [tokenizer.eos_token_id]
     if not isinstance(stop, int) or isinstance(stop, bool) or not 0 <= stop < len(tokenizer):
+        said = shorten(server.masked(stop))
         raise ServerError(
-            f"{server.url}, {name}: stop_reason is {stop!r}, no token of the local tokenizer; give the served model's"
+            f"{server.url}, {name}: stop_reason is {said}, no token of the local tokenizer; give the served model's"
         )
     return [stop]
 

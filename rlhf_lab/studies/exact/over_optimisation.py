@@ -100,7 +100,8 @@ def table(results: dict) -> Table:
     rows = [[*header, "KL at the peak", "KL at the end", "true reward after the peak", "end minus DPO's end"]]
     for beta, methods in results["betas"].items():
         for method, m in methods.items():
-            after = {"mean": -m["fall"]["mean"], "low": -m["fall"]["high"], "high": -m["fall"]["low"]}
+            fall = m["fall"]
+            after = fall | {"mean": -fall["mean"], "low": -fall["high"], "high": -fall["low"]}
             row = [beta, METHOD_LABELS[method], str(m["peak_step"]), number(m["rise"], "+.3f"), number(after, "+.3f")]
             row += [number(m[name], ".2f") for name in ("kl_at_peak", "kl_at_end")]
             row.append(number(m["reward_change_after_peak"], "+.3f"))
