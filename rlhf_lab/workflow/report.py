@@ -3,7 +3,6 @@
 import textwrap
 from collections.abc import Sequence
 
-from rlhf_lab.common.markdown import markdown_table
 from rlhf_lab.common.plots import METHOD_LABELS
 
 LABEL_WIDTH = 19
@@ -191,51 +190,6 @@ def corpus_note(results: dict) -> list[str]:
     ]
 
 
-def markdown(results: dict, figure: str, alt: str) -> str:
-    """report.md: what was done, the figure, tables of rewards, costs and times, samples, and all settings."""
-    settings = results["settings"]
-    sentences = "\n".join(f"- {sentence}" for sentence in [*verdicts(results), *corpus_note(results)])
-    sections = ["# Preference optimisation", _what_was_done(results), sentences, f"![{alt}]({figure})"]
-    for judge in reversed(results["judges"]):
-        for decoding, note in (
-            ("sampled", f"{settings['eval_samples']} draws a prompt at temperature 1"),
-            ("greedy", "the most likely token at every step"),
-        ):
-            title = f"## {JUDGES[judge].capitalize()} reward of {decoding} responses: {note}"
-            sections += [title, markdown_table(reward_table(results, judge, decoding))]
-    if results["policies"][0]["parts"]["greedy"]:
-        for decoding in ("sampled", "greedy"):
-            title = f"## What the reward of {decoding} responses is made of"
-            sections += [title, markdown_table(parts_table(results, decoding))]
-    if results["contrasts"]:
-        sections += ["## The methods against each other", markdown_table(contrast_table(results))]
-    sections += ["## What it cost", markdown_table(cost_table(results))]
-    sections += ["## Seconds of each stage", markdown_table(seconds_table(results))]
-    sections += ["## How to read it", HOW_TO_READ, "## Samples", "Taken by the seed, not chosen."]
-    sections += [f"```text\n{samples_text(results)}\n```", "## Settings"]
-    facts = settings | results["training"]
-    sections.append(markdown_table([("setting", "value"), *((name, str(value)) for name, value in facts.items())]))
-    objectives = [("objective", "settings"), *((name, str(value)) for name, value in results["objectives"].items())]
-    sections.append(markdown_table(objectives))
-    sections.append(markdown_table([("version", ""), *results["versions"].items()]))
-    return "\n\n".join(sections) + "\n"
-
-
-def _what_was_done(results: dict) -> str:
-    settings = results["settings"]
-    loop = f"{settings['iterations']} iterations of " if is_loop(results) else ""
-    labels = settings["labels"]
-    if labels == "bradley-terry":
-        labels += f" at temperature {settings['label_temperature']}"
-    shared = " Every method learned from the same pairs." if len(results["objectives"]) > 1 else ""
-    return (
-        f"{loop}{settings['prompts']} prompts, {settings['candidates']} candidates each at temperatures "
-        f"{', '.join(map(str, settings['temperatures']))}; pairs {settings['pairs']}, {settings['pairs_per_prompt']} a "
-        f"prompt; judge {settings['judge']}, labels {labels}.{shared} Measured on {settings['eval_prompts']} held-out "
-        f"prompts. All stages together took {results['seconds']:.0f} s."
-    )
-
-
 def _rewards(numbers: dict, loop: bool) -> tuple[str, ...]:
     gain = numbers.get("delta_vs_sft")
     wins = [numbers.get(f"win_rate_vs_{name}") for name in (("sft", "last") if loop else ("sft",))]
@@ -257,23 +211,3 @@ def _mean_and_range(value: dict, sign: str = "") -> tuple[str, str]:
 def _entry(name: str, text: str) -> str:
     indent = " " * LABEL_WIDTH
     return textwrap.fill(text, 110, initial_indent=name.ljust(LABEL_WIDTH), subsequent_indent=indent)
-
-
-HOW_TO_READ = """\
-- SFT is pi_0, where every policy starts. Intervals: 95%, bootstrap over held-out prompts; differences are paired by
-  prompt. They do not cover another draw of the training data: for that run several seeds.
-- Gold is the true reward: content is ROUGE-L F1 against a human's response, style the share of the house's rules that a
-  docstring's summary keeps, house their mean. Proxy is what another judge scored. Where the proxy rises and gold does
-  not, the policy exploits the judge. A pairwise judge's proxy is the probability to beat SFT's response to the prompt.
-- Rivals that learn nothing: SFT at lower temperatures (vs SFT at its KL: at the temperature with the policy's KL, exact
-  and interpolated; beyond the greedy policy's KL the greedy responses), the best of n of its samples by the judge, its
-  own responses of the policy's length, the prompt's first words, and a template that knows the style's rules.
-- wins: share of comparisons of responses to the same prompt that have more reward; ties count half. R-1, R-2, R-L:
-  ROUGE F1. imperative, sentence, short, found: the rules of the house style.
-- KL: mean over sampled responses of log pi - log pi_0, summed over the response, in nats. entropy: minus the mean
-  log-prob of a sampled token, in nats. tokens: with the end-of-text token.
-- ties: comparisons of equal (penalised) score; identical: the draws had too few distinct texts. Neither is trained on.
-  flipped: labels against the score. equal draws: share of a prompt's draws' pairs with the same text; near 1 the
-  policy has stopped exploring.
-- Sampling shows the whole policy, greedy decoding only its peak: a method can raise the one and lower the other. Where
-  the greedy reward falls or responses grow longer while the sampled reward rises, the method over-optimises."""

@@ -20,9 +20,9 @@ from rlhf_lab.workflow.baselines import against_tempered, by_temperature, temper
 from rlhf_lab.workflow.evaluation import Written, of_decoding
 from rlhf_lab.workflow.figure import write_figure
 from rlhf_lab.workflow.measures import paired_difference, policy_measures
+from rlhf_lab.workflow.page import markdown
 from rlhf_lab.workflow.pairs import pair_counts
 from rlhf_lab.workflow.prompts import Row, unpacked
-from rlhf_lab.workflow.report import markdown
 from rlhf_lab.workflow.run import Loop
 from rlhf_lab.workflow.scores import references_of
 from rlhf_lab.workflow.settings import WorkflowSettings

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
+from rlhf_lab.common.checks import check_choices, check_lowest
 from rlhf_lab.common.files import PathText
 from rlhf_lab.data.truncation import LongPrompts
 from rlhf_lab.engine.serving.exchange import base_url, check_patience
@@ -237,18 +238,3 @@ class WorkflowTraining(TrainingSettings):
         for name, value in ignored.items():
             if getattr(self, name) != value:
                 raise ValueError(f"{name}={getattr(self, name)!r} would be ignored by the workflow; leave it out")
-
-
-def check_lowest(settings: object, lowest: dict[str, int]) -> None:
-    """Raises ValueError that names a number below its lowest value; None passes."""
-    for name, low in lowest.items():
-        value = getattr(settings, name)
-        if value is not None and value < low:
-            raise ValueError(f"{name}={value}: must be {low} or more")
-
-
-def check_choices(settings: object, choices: dict[str, tuple[str | None, ...]]) -> None:
-    """Raises ValueError that names a value which is none of its choices."""
-    for name, allowed in choices.items():
-        if getattr(settings, name) not in allowed:
-            raise ValueError(f"{name}={getattr(settings, name)!r}: must be one of {', '.join(map(str, allowed))}")
