@@ -391,3 +391,35 @@ def test_help_of_the_first_word_lists_its_commands(capsys):
 def test_a_config_that_is_not_there_is_named(capsys):
     assert cli.main(["summarize", "--config", "nope.yaml"]) == 2
     assert "--config nope.yaml: No such file or directory; name a YAML file" in capsys.readouterr().err
+
+
+RENAMED = [
+    ("summarize", "out", "output_dir"),
+    ("summarize", "methods", "objective"),
+    ("summarize", "epochs", "num_train_epochs"),
+    ("summarize", "batch-size", "per_device_train_batch_size"),
+    ("summarize", "eval_documents", "eval_prompts"),
+    ("summarize", "temperature", "temperatures"),
+    ("train online", "model", "model_name_or_path"),
+    ("train preference", "data", "train_file"),
+    ("judge", "out", "output_dir"),
+    ("judge", "model", "model_name_or_path"),
+    ("pretrain tiny", "out", "output_dir"),
+    ("study beam-width", "out", "output_dir"),
+]
+
+
+@pytest.mark.parametrize(("command", "before", "now"), RENAMED)
+def test_a_flag_of_former_days_names_the_one_of_today(command, before, now, tmp_path, capsys):
+    for flags in ([f"--{before}", "x"], [f"--{before}=x"]):
+        assert cli.main([*command.split(), *flags]) == 2
+        assert f"unknown argument --{before} (it is now --{now});" in capsys.readouterr().err
+    if command in ("summarize", "judge", "train online"):
+        (tmp_path / "c.yaml").write_text(f"{before}: x\n")
+        assert cli.main([*command.split(), "--config", str(tmp_path / "c.yaml")]) == 2
+        assert f"(it is now {now})" in capsys.readouterr().err
+
+
+def test_a_name_that_a_command_still_has_is_no_former_one(capsys):
+    assert cli.main(["judge", "--data", "x.jsonl", "--epochs", "nan"]) == 2
+    assert "it is now" not in capsys.readouterr().err

@@ -21,6 +21,18 @@ from rlhf_lab.common.conversion import convert, given_twice, type_name
 from rlhf_lab.common.files import expanded
 
 T = TypeVar("T")
+# Names that flags and YAML keys had before, and what they are now: the first that the command has.
+FORMER = {
+    "out": ("output_dir",),
+    "model": ("model_name_or_path",),
+    "methods": ("objective",),
+    "method": ("objective",),
+    "epochs": ("num_train_epochs",),
+    "batch_size": ("per_device_train_batch_size",),
+    "temperature": ("temperatures",),
+    "eval_documents": ("eval_prompts",),
+    "data": ("train_file", "prompts_file"),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,6 +50,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         args = [self._underscored(arg) for arg in (sys.argv[1:] if args is None else args)]
         self._refuse_twice(args)
+        self._refuse_former(args)
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flag = unknown[0].split("=")[0]
@@ -54,6 +67,12 @@ class Parser(argparse.ArgumentParser):
         names = [arg.partition("=")[0] for arg in itertools.takewhile(lambda arg: arg != "--", args)]
         if twice := given_twice(name for name in names if name in self.known_flags):
             raise ValueError(f"{twice} is given twice: keep one of the two; see {self.prog} --help")
+
+    def _refuse_former(self, args: Sequence[str]) -> None:
+        """Before argparse, which would first complain that the flag's new name is missing."""
+        for flag in (arg.partition("=")[0] for arg in args if arg.startswith("--")):
+            if flag not in self.known_flags and (now := _renamed(flag, self.known_flags)):
+                raise ValueError(f"unknown argument {flag}{now}; see {self.prog} --help")
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see {self.prog} --help")
@@ -183,7 +202,16 @@ def _required(field: Field) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
 
+def _renamed(name: str, known: Sequence[str]) -> str:
+    """ " (it is now --output_dir)", if `name` was called otherwise before and `known` has its new name."""
+    dashes = "--" if name.startswith("-") else ""
+    candidates = (dashes + now for now in FORMER.get(name.replace("-", "_").lstrip("_"), ()))
+    return next((f" (it is now {now})" for now in candidates if now in known), "")
+
+
 def _nearest(name: str, known: Sequence[str]) -> str:
+    if renamed := _renamed(name, known):
+        return renamed
     near = difflib.get_close_matches(
         name.replace("-", "_").lstrip("_"), [k.lstrip("-") for k in known], n=1, cutoff=0.66
     )
