@@ -15,7 +15,8 @@ from rlhf_lab.judges.style import (
     style_parts,
     third_person,
 )
-from rlhf_lab.workflow.scores import gold_judge, named_judge
+from rlhf_lab.workflow.prompts import Row
+from rlhf_lab.workflow.scores import gold_judge, gold_scores, named_judge
 
 VERBS = frozenset({"return", "open"})
 DOCUMENT = "The mapping of names to open files, which the caller closes."
@@ -177,3 +178,11 @@ def test_numbers_of_a_judge_must_be_finite():
     for value in (float("nan"), float("inf"), "1", None):
         with pytest.raises(ValueError, match="must be a finite number"):
             each_response(lambda p, r, ref, value=value: value)(["p"], [["text"]], ["ref"])
+
+
+def test_style_is_gold_without_a_reference_and_house_is_not():
+    corpus = [DocstringPair("d", text, "train", "p", text) for text in ("Get it.", "Get the name.", "Gets a name.")]
+    asked = [Row(prompt="The name. <tldr>", ids=[4], reference=None)]
+    style, house = (gold_judge(name, corpus) for name in ("style", "house"))
+    assert gold_scores(style, asked, [["Get the name of it."]]) == [[1.0]]
+    assert gold_scores(house, asked, [["Get the name of it."]]) == [[None]]

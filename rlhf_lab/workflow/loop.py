@@ -73,7 +73,7 @@ def _run(plan: Plan, corpus: Sequence[DocstringPair] | None, judge: Judge | None
     for name, objective in objectives.items():
         loops[name] = replace(first, objective=objective, training=own_training(name, training))
     pool, held_out = prompt_pools(settings, first.tokenizer, training.seed, room_for_prompts(first), corpus)
-    if settings.judge_name in ("content", "house") and pool[0]["reference"] is None:
+    if first.judge.needs_references and pool[0]["reference"] is None:
         raise ValueError(f"judge={settings.judge_name!r} needs a `reference` in every row of {settings.prompts_file}")
     histories: dict[str, list[Stages]] = {}
     for name, loop in loops.items():

@@ -43,7 +43,7 @@ def collect_results(
     """
     loop, first = next(iter(loops.values())), next(iter(histories.values()))
     asked = unpacked(read_rows(first[0]["prompts"]))
-    known = references_of(asked) is not None
+    known = not loop.gold.needs_references or references_of(asked) is not None
     judges = ("gold",) if loop.judged_by_gold else ("score", "gold") if known else ("score",)
     rows = [policy_row(loop, "sft", first[:1], judges)]
     for name, history in histories.items():

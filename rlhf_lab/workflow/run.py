@@ -24,15 +24,17 @@ class NamedJudge(NamedTuple):
 
     relative: a score compares a response with the others given (a pairwise model), and means nothing by itself.
     verbs: the commands that the house style knows, if the judge asks for it; its rules are then reported one by one.
+    needs_references: it compares with a human's response.
     """
 
     identity: str
     load: Callable[[], Judge]
     relative: bool = False
     verbs: frozenset[str] | None = None
+    needs_references: bool = False
 
 
-CONTENT = NamedJudge("content", content_judge)
+CONTENT = NamedJudge("content", content_judge, needs_references=True)
 
 
 @dataclass(frozen=True)

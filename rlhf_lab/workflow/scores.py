@@ -91,7 +91,8 @@ def gold_judge(name: GoldName, corpus: Sequence[DocstringPair] | None = None) ->
     if not verbs:
         raise ValueError(f"{name}: no summary of the corpus opens with a command; choose judge and gold 'content'")
     load = partial(style_judge if name == "style" else house_judge, verbs)
-    return NamedJudge(f"{name} {key_of(verbs=sorted(verbs), weight=STYLE_WEIGHT)}", load, verbs=verbs)
+    identity = f"{name} {key_of(verbs=sorted(verbs), weight=STYLE_WEIGHT)}"
+    return NamedJudge(identity, load, verbs=verbs, needs_references=name == "house")
 
 
 def scores(
@@ -145,9 +146,9 @@ def with_gold(loop: Loop, asked: Sequence[Row], texts, score: Sequence[Sequence[
 def gold_scores(
     gold: NamedJudge, asked: Sequence[Row], texts: Sequence[Sequence[str]]
 ) -> list[list[float]] | list[list[None]]:
-    """The gold reward of every text; None without references."""
+    """The gold reward of every text; None where it lacks references."""
     references = references_of(asked)
-    if references is None:
+    if references is None and gold.needs_references:
         return [[None] * len(row) for row in texts]
     return scores(gold, [row["prompt"] for row in asked], texts, references)
 
