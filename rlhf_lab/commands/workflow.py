@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_lab.common.arguments import add_fields, read_values
+from rlhf_lab.common.words import counted
 from rlhf_lab.objective import PRESETS as OBJECTIVES
 from rlhf_lab.objective import Objective
 from rlhf_lab.workflow.loop import run_workflow
@@ -51,7 +52,8 @@ def announcement(plan: Plan) -> str:
     source = settings.prompts_file or "docstrings of the installed packages"
     return (
         f"{', '.join(plan.objectives)} from {settings.model_name_or_path}: {settings.iterations} x {settings.prompts} "
-        f"prompts ({source}), {asked * settings.candidates:,} candidates, {judge}; {training.num_train_epochs:g} "
-        f"epochs at learning rate {training.learning_rate:g}; measured on {settings.held_out} held-out prompts. "
+        f"prompts ({source}), {asked * settings.candidates:,} candidates, {judge}; "
+        f"{counted(training.num_train_epochs, 'epoch')} at learning rate {training.learning_rate:g}; measured on "
+        f"{counted(settings.held_out, 'held-out prompt')}. "
         f"Everything lands in {training.output_dir}; stopped, the same command goes on from there."
     )

@@ -34,7 +34,7 @@ class PairSettings:
     labels: Labels = "argmax"
     """argmax: the higher score wins; bradley-terry: a draw with P = sigma(difference / label_temperature)"""
     label_temperature: float | None = None
-    """of bradley-terry labels, in units of the score"""
+    """temperature of bradley-terry labels, in units of the score"""
     length_penalty: float = 0.0
     """lambda of score - lambda * characters: this penalised score selects AND orients the pairs"""
 
@@ -81,19 +81,19 @@ class WorkflowSettings(PairSettings):
     candidates: int = 8
     """responses drawn to each prompt, equally many at each of `temperatures`"""
     temperatures: tuple[float, ...] = (1.0, 0.7)
-    """at which candidates are drawn"""
+    """temperatures at which candidates are drawn"""
     max_new_tokens: int = 48
     """longest response, in tokens, its end included"""
     sampler: Sampler = "local"
     """who draws candidates: this process, or a completions server at server_url (server: any other than vLLM and
     `transformers serve`), which serves each policy under the name of its folder; measuring is always local"""
     server_url: str | None = None
-    """of the sampler, as http://localhost:8000"""
+    """address of the sampler's server, as http://localhost:8000"""
     judge: PathText = "gold"
     """gold (ROUGE-L F1 against the reference), the folder of a reward or pairwise model, or server: a pairwise model
     that a completions server at judge_url serves as judge_model"""
     judge_url: str | None = None
-    """of a served judge"""
+    """address of a served judge"""
     judge_model: str | None = None
     """the name that the judge is served by"""
     judge_answer: Answer = "logprobs"
@@ -192,9 +192,9 @@ class WorkflowTraining(TrainingSettings):
     output_dir: PathText = "runs/online"
     """everything lands there; stages of other settings stay beside these, report, figure and results are replaced"""
     seed: int = 0
-    """of the whole run: documents, draws, labels, order of training, bootstrap"""
+    """seed of the whole run: documents, draws, labels, order of training, bootstrap"""
     learning_rate: float = 5e-5
-    """of AdamW after the warm-up"""
+    """learning rate of AdamW after the warm-up"""
     num_train_epochs: float = 2.0
     """passes over the pairs, may be a fraction"""
     per_device_train_batch_size: int | None = 16
