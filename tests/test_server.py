@@ -345,7 +345,7 @@ def test_transformers_serve(served):
     cut = server_sample(served, folder, prompts, tokenizer, max_new_tokens=3, **options)
     # Greedy by default (its generation_config.json does not sample): the very tokens of our own greedy search.
     greedy = server_sample(served, folder, prompts, tokenizer, max_new_tokens=8, timeout=600.0)
-    with pytest.raises(ServerError, match=r"answered 500 .*gave up after 1 attempts"):
+    with pytest.raises(ServerError, match=r"answered 500 .*gave up after 1 attempt"):
         server_sample(served, "other/model", prompts, tokenizer, retries=0)
     assert len({tuple(response) for row in rows for response in row}) > 3
     assert all(response[-1] == EOS or len(response) >= 40 for row in rows for response in row)
