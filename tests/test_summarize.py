@@ -170,7 +170,7 @@ def test_command_line_flags_become_settings(monkeypatch, capsys):
     monkeypatch.setattr(command, "run_workflow", lambda *plan: received.append(plan))
     monkeypatch.setattr(command, "screen", lambda results: "")
     assert cli.main(["summarize"]) == 0
-    assert "460 prompts (docstrings of the installed packages), 3,680 candidates" in capsys.readouterr().out
+    assert "320 prompts (docstrings of the installed packages), 2,560 candidates" in capsys.readouterr().out
     flags = ["--output_dir", "x", "--prompts", "50", "--objective", "dpo,wpo", "--seed", "3"]
     assert cli.main(["summarize", *flags]) == 0
     changes = {"output_dir": "x", "prompts": 50, "objective": ("dpo", "wpo"), "seed": 3}

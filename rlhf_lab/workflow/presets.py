@@ -37,7 +37,7 @@ PRESETS: dict[str, Preset] = {
     # The main job: one round of comparisons, several methods.
     "summarize": Preset(
         ("dpo", "wpo", "vpo-offline"),
-        {"iterations": 1, "prompts": 460, "temperatures": (1.0, 0.7), "pairs_per_prompt": 2}
+        {"iterations": 1, "prompts": 320, "temperatures": (1.0, 0.7), "pairs_per_prompt": 2}
         | {"labels": "bradley-terry", "label_temperature": 0.05, "output_dir": "runs/summarize"},
     ),
     # The loops, not the learning rates: 5e-7 at batch 128 belongs to an 8B model. Published with prompts=20000.
