@@ -285,6 +285,7 @@ def test_verdicts_say_when_a_method_learns_nothing():
         (0.2, 0.2): "DPO learns what no temperature reaches: +0.2000 (+0.1000 to +0.3000) against the SFT model at the",
         (0.2, 0.0): "DPO samples better than any temperature, but its greedy text does NOT clearly gain",
         (0.0, 0.2): "DPO writes better greedy text, but a lower temperature samples as well",
+        (-0.2, 0.2): "DPO writes better greedy text, but a lower temperature samples better",
         (0.0, 0.0): "DPO does NOT clearly beat a temperature",
         (-0.2, 0.0): "DPO is WORSE than a temperature",
         (0.0, -0.2): "DPO is WORSE than a temperature",

@@ -136,7 +136,8 @@ def claim(name: str, rewards: dict) -> str:
     if sampled["low"] > 0:
         return f"{name} samples better than any temperature, but its greedy text does NOT clearly gain: {numbers}."
     if greedy["low"] > 0:
-        return f"{name} writes better greedy text, but a lower temperature samples as well: {numbers}."
+        better = "better" if sampled["high"] < 0 else "as well"
+        return f"{name} writes better greedy text, but a lower temperature samples {better}: {numbers}."
     if sampled["high"] < 0 or greedy["high"] < 0:
         return f"{name} is WORSE than a temperature, which learns nothing: {numbers}."
     return f"{name} does NOT clearly beat a temperature, which learns nothing: {numbers}."
