@@ -232,8 +232,8 @@ torch.testing.assert_close(vpo_offline, preference_loss(preset("vpo-offline", be
 # ## 7. What does a temperature reach?
 #
 # Before anything is trained, its dumbest rival: the SFT model at lower temperatures $T$, down to the most likely token
-# each time ($T = 0$, **greedy**). It has learned nothing, and what it pays is known exactly: the KL of the tempered
-# policy to the SFT model.
+# each time ($T = 0$, **greedy**). It has learned nothing. What it pays is measured like any policy's: KL to the SFT model,
+# the mean over its own summaries of its log-prob minus the SFT model's.
 
 # %%
 from rlhf_lab.engine.generate import response_token_logps
