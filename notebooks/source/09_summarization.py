@@ -232,8 +232,8 @@ torch.testing.assert_close(vpo_offline, preference_loss(preset("vpo-offline", be
 # ## 7. What does a temperature reach?
 #
 # Before anything is trained, its dumbest rival: the SFT model at lower temperatures $T$, down to the most likely token
-# each time ($T = 0$, **greedy**). It has learned nothing, and what it pays is known exactly: the KL of the tempered
-# policy to the SFT model.
+# each time ($T = 0$, **greedy**). It has learned nothing. What it pays is measured like any policy's: KL to the SFT model,
+# the mean over its own summaries of its log-prob minus the SFT model's.
 
 # %%
 from rlhf_lab.engine.generate import response_token_logps
@@ -572,8 +572,8 @@ print("\n".join(of_decoding(texts["mine"], "greedy")[i][0]["text"] for i in rang
 #
 # ## What to try next
 #
-# - `how = replace(how, label_temperature=0.2)` before section 9: labels are then close to coin flips for most pairs. Which
-#   method suffers most?
+# - `how = workflow_preset("summarize", **job, label_temperature=0.2).settings` before section 9: labels are then close to
+#   coin flips for most pairs. Which method suffers most?
 # - `preset(method, beta=0.02)` and `beta=0.5` in `tune`: compare the KL first, then the reward.
 # - `tune("rpo", by_house)` or `tune("wpo+vpo-offline", by_house)`: cousins of VPO offline.
 # - `gold_judge("style", corpus).load()` in section 9: what becomes of content when nobody asks for it?
