@@ -10,6 +10,7 @@ from rlhf_lab.authoring.readme import main_job_tables
 from rlhf_lab.common.assets import PACKAGE
 from rlhf_lab.common.intervals import over_runs
 from rlhf_lab.common.plots import METHOD_LABELS
+from rlhf_lab.objective import PRESETS
 from rlhf_lab.workflow.presets import LEARNING_RATES
 
 DOCS = PACKAGE.parent / "docs"
@@ -99,11 +100,15 @@ def test_the_published_tables_are_those_of_the_stored_runs():
     assert published.strip() == main_job.validation_table(tried).strip()
     assert {record["settings"]["eval_split"] for record in tried} == {"validation"}  # and never the reported ones
     assert {record["settings"]["eval_split"] for record in stored} == {"test"}
-    rates = {row["policy"]: row["learning_rate"] for row in stored[0]["policies"][1:]}
-    greedy: dict = {}
-    for row in (row for record in tried for row in record["policies"][1:] if not row["changed"]):
-        greedy.setdefault(row["policy"], {})[row["learning_rate"]] = row["gold"]["greedy"]["delta_vs_sft"]["mean"]
-    assert rates == {name: max(gains, key=gains.get) for name, gains in greedy.items()} == LEARNING_RATES
+    best: dict = {}
+    for record, row in ((record, row) for record in tried for row in record["policies"][1:]):
+        setting = record["objectives"][row["policy"]]["alpha"], row["learning_rate"]
+        best[row["policy"]] = max(best.get(row["policy"], (-1.0, None)), (main_job.smaller_gain(row), setting))
+    chosen = {row["policy"]: row["learning_rate"] for row in stored[0]["policies"][1:]}
+    assert chosen == LEARNING_RATES
+    for name, rate in chosen.items():
+        assert best[name][1] == (PRESETS[name].alpha, rate)
+        assert stored[0]["objectives"][name]["alpha"] == PRESETS[name].alpha
     settings = [{**row["settings"], **row["training"]} for row in stored]
     for each in settings:
         each.pop("seed"), each.pop("output_dir")
