@@ -101,9 +101,10 @@ def test_the_published_tables_are_those_of_the_stored_runs():
     assert {record["settings"]["eval_split"] for record in tried} == {"validation"}  # and never the reported ones
     assert {record["settings"]["eval_split"] for record in stored} == {"test"}
     best: dict = {}
-    for record, row in ((record, row) for record in tried for row in record["policies"][1:]):
-        setting = record["objectives"][row["policy"]]["alpha"], row["learning_rate"]
-        best[row["policy"]] = max(best.get(row["policy"], (-1.0, None)), (main_job.smaller_gain(row), setting))
+    for each in tried:
+        for row in each["policies"][1:]:
+            setting = each["objectives"][row["policy"]]["alpha"], row["learning_rate"]
+            best[row["policy"]] = max(best.get(row["policy"], (-1.0, None)), (main_job.smaller_gain(row), setting))
     chosen = {row["policy"]: row["learning_rate"] for row in stored[0]["policies"][1:]}
     assert chosen == LEARNING_RATES
     for name, rate in chosen.items():
