@@ -11,8 +11,8 @@ from rlhf_lab.workflow.settings import WorkflowSettings, WorkflowTraining
 # What may differ from each objective's own preset when several are compared: the others say which method it is.
 SHARED = {"beta"}
 # For the small model, where none is given: found on validation documents (docs/results.md has the command). Pessimism
-# bears a rate at which the others buy style with content.
-LEARNING_RATES = {"dpo": 2e-5, "wpo": 2e-5, "vpo-offline": 1e-4}
+# bears a rate at which the others sharpen instead of learning.
+LEARNING_RATES = {"dpo": 1e-5, "wpo": 1e-5, "vpo-offline": 5e-5}
 OTHER_LEARNING_RATE = 5e-5
 
 
