@@ -38,6 +38,11 @@ def test_quantiles_of_student_agree_with_the_tables(degrees, quantile):
     assert t_quantile(degrees) == pytest.approx(quantile, abs=2e-6)
 
 
+@pytest.mark.parametrize(("degrees", "level", "quantile"), [(3, 0.99, 5.8409), (3, 0.9, 2.3534), (10, 0.998, 4.1437)])
+def test_quantiles_at_other_levels_agree_with_the_tables(degrees, level, quantile):
+    assert t_quantile(degrees, level) == pytest.approx(quantile, abs=1e-4)
+
+
 def test_mean_interval_by_hand():
     """1, 2, 3: mean 2, std 1, t_{.975, 2} = 4.302653, half width 4.302653 / sqrt 3 = 2.484138."""
     for values in ([1.0, 2.0, 3.0], np.array([1, 2, 3]), torch.tensor([1.0, 2.0, 3.0])):
@@ -128,6 +133,7 @@ def test_a_peak_is_chosen_on_one_half_of_the_seeds_and_measured_on_the_other():
         (lambda: held_out_peak([[1.0, math.nan], [1.0, 2.0]]), r"finite \[M, S\]"),
         (lambda: t_quantile(0), "degrees=0"),
         (lambda: t_quantile(math.nan), "degrees=nan"),
+        (lambda: t_quantile(3, 1.0), "level=1.0"),
         (lambda: bootstrap_mean([1.0]), "two or more documents"),
         (lambda: bootstrap_mean([1.0, math.nan] * 200), "one finite number for each"),
         (lambda: grouped_mean([1.0, 2.0], ["a", "a"]), "1 different groups of 2 rows"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rlhf_lab.judges.gold import content_judge
 from rlhf_lab.studies.text import reward_hacking
+from rlhf_lab.studies.text.hacking_notes import length_notes
 from rlhf_lab.studies.text.hacking_proxies import (
     Scale,
     against_training,
@@ -131,40 +132,51 @@ def test_training_is_met_at_the_same_sqrt_kl_and_at_the_same_score():
 
 
 def made_up(gold_path, score_path, longer=20.0):
-    """Results of four seeds with hardly any spread; every arm but the learned one improves."""
+    """Results of four seeds with hardly any spread; every arm but the learned one improves on SFT's curve, at .1."""
 
     def path(**measures):
         return {name: [[v + e * 1e-4 for e in range(4)] for v in values] for name, values in measures.items()}
 
-    fixed = {"iteration": [0, 1, 2], "kl": [0, 4, 9], "length": [18, 18, 18]}
+    fixed = {"iteration": [0, 1, 2], "kl": [0, 4, 9], "length": [18, 18, 18], "content": [0.2, 0.15, 0.1]}
+    fixed |= {"style": [0.3, 0.4, 0.55], "greedy": [0.2, 0.2, 0.2]}
     control = path(**fixed, gold=[0.1, 0.15, 0.2], gold_sd=[0, 1, 2], proxy_sd=[0, 1, 2], characters=[60, 60, 60])
     biased = path(**fixed, gold=[0.1, 0.1, 0.1], gold_sd=[0] * 3, proxy_sd=[0, 1, 2], characters=[60, 70, 60 + longer])
     learned = path(**fixed, gold=gold_path, gold_sd=gold_path, proxy_sd=score_path, characters=[60, 55, 50])
     chosen = path(n=[1, 2], kl=[0, 0.19], gold=[0.1, 0.12], best=[0.1, 0.2], proxy_sd=[0, 0.5], gold_sd=[0, 0.1])
+    curve = path(kl=[0, 20], gold=[0.1, 0.1], temperature=[1, 0])
     names = ("accuracy", "prefers_longer", "gold_prefers_longer", "bias")
     numbers = {name: [0.6, 0.61, 0.6, 0.61] for name in names} | {"same_pairs": [1.0] * 4}
-    paths = {"best of n": chosen, "gold": control, "learned": learned, "biased": biased, "half": biased}
+    paths = {"tempered": curve, "best of n": chosen, "gold": control, "learned": learned, "biased": biased}
+    paths["style"] = {name: [list(values) for values in points] for name, points in biased.items()}
+    paths["style"]["gold"] = [[0.1] * 4, [0.09] * 4, [0.01, 0.02, 0.01, 0.02]]
     return {"settings": {"iterations": 2, "max_new_tokens": 48}, "seeds": numbers, "paths": paths}
 
 
 @pytest.mark.parametrize(
-    ("gold", "score", "answer"),
+    ("gold", "score", "word"),
     [
-        ([0.1, 0.12, 0.14], [0, 1, 2], "Yes: the judge's score rises by 2.0 standard deviations, and the true reward"),
-        ([0.1, 0.14, 0.12], [0, 1, 2], "Only at first: "),
-        ([0.1, 0.12, 0.05], [0, 1, 2], "No: "),
-        ([0.1, 0.10, 0.1], [0, 1, 2], "Not detectably: "),
-        ([0.1, 0.12, 0.14], [0, 0, 0], "That cannot be told, for training on the learned judge did not raise"),
+        ([0.1, 0.12, 0.14], [0, 1, 2], "yes"),
+        ([0.1, 0.14, 0.12], [0, 1, 2], "only at first"),
+        ([0.1, 0.12, 0.05], [0, 1, 2], "no"),
+        ([0.1, 0.10, 0.1], [0, 1, 2], "not detectably"),
+        ([0.1, 0.12, 0.14], [0, 0, 0], "its score did not rise"),
     ],
 )
-def test_the_answer_is_what_the_data_say(gold, score, answer):
+def test_the_answer_is_what_the_data_say(gold, score, word):
     results = made_up(gold, score)
-    if "Not detectably" in answer:
+    if word == "not detectably":
         results["paths"]["learned"]["gold"][-1] = [0.09, 0.11, 0.09, 0.11]
-    assert reward_hacking.answer(results).startswith(answer)
+    style = "for style alone: no, with style rising by 0.25 and content falling by 0.10."
+    assert reward_hacking.answer(results) == f"For a learned judge: {word}; {style}"
+
+
+def test_a_part_that_does_not_move_is_said_to_be_unclear():
+    results = made_up([0.1, 0.12, 0.14], [0, 1, 2])
+    results["paths"]["style"]["content"] = [[0.2] * 4, [0.2] * 4, [0.1, 0.3, 0.1, 0.3]]
+    assert reward_hacking.answer(results).endswith("with style rising by 0.25 and content unclear.")
 
 
 def test_length_notes_follow_the_direction():
     for longer, word in product((20.0, -20.0), ("rises", "falls")):
-        text = " ".join(reward_hacking.length_notes(made_up([0.1, 0.12, 0.14], [0, 1, 2], longer)))
+        text = " ".join(length_notes(made_up([0.1, 0.12, 0.14], [0, 1, 2], longer)))
         assert (f"the length {word} by 20" in text) == ((longer > 0) == (word == "rises"))

@@ -9,8 +9,9 @@ from rlhf_lab.common.intervals import mean_interval
 from rlhf_lab.data.docstrings import DocstringPair
 from rlhf_lab.objective import preset
 from rlhf_lab.studies.text import sharing, summaries
+from rlhf_lab.studies.text.measuring import PARTS, best_of, measure, sft_curve
 from rlhf_lab.studies.text.paths import collect, contrast, gain, intervals, with_measure
-from rlhf_lab.studies.text.summaries import draw_summaries, each_seed, measure, open_world, trained
+from rlhf_lab.studies.text.summaries import draw_greedy, draw_summaries, each_seed, open_world, trained
 from rlhf_lab.training.preference import train_preference
 from rlhf_lab.workflow.pairs import make_pairs, pair_examples
 from rlhf_lab.workflow.prompts import prompt_ids
@@ -53,6 +54,50 @@ def test_the_sft_model_is_worth_what_its_own_draws_are_and_has_no_kl(world):
     rewards = [c.reward for row in drawn for c in row]
     assert found["kl"] == 0.0 and found["gold"] == pytest.approx(sum(rewards) / 12)
     assert found["length"] == sum(len(c.tokens) for row in drawn for c in row) / 12
+
+
+def test_candidates_are_drawn_at_each_temperature_alike(world):
+    """Half of the draws at a temperature near 0 are all one text; at temperature 1 they differ."""
+    (row, *_) = draw_summaries(world, world.model, world.documents, 6, temperatures=(1.0, 1e-3))
+    assert len({c.tokens for c in row[3:]}) == 1 < len({c.tokens for c in row[:3]})
+
+
+def test_the_parts_of_the_reward_add_up_to_it(world):
+    """house = (content + style) / 2, and style is the mean of its four rules: sampled and greedy."""
+    found = measure(world, world.model, samples=2)
+    for reward, prefix in (("gold", ""), ("greedy", "greedy ")):
+        content, style, *rules = (found[f"{prefix}{name}"] for name in PARTS)
+        assert found[reward] == pytest.approx((content + style) / 2)
+        assert style == pytest.approx(sum(rules) / 4)
+    greedy = draw_greedy(world, world.model, world.held_out)
+    assert found["greedy length"] == sum(len(row[0].tokens) for row in greedy) / 4
+
+
+def test_sft_at_lower_temperatures_goes_from_its_own_measures_to_greedy(world):
+    """The KL of the greedy policy is -log pi_0 of its response, token by token; those between have some of it."""
+    start = measure(world, world.model)
+    points = sft_curve(world, start)
+    assert points[0] == start | {"temperature": 1.0} and points[0]["kl"] == 0.0
+    assert points[-1]["gold"] == start["greedy"] and points[-1]["length"] == start["greedy length"]
+    logps = []
+    for document, row in zip(world.held_out, draw_greedy(world, world.model, world.held_out), strict=True):
+        prompt, tokens = world.ids([document])[0], list(row[0].tokens)
+        with torch.no_grad():
+            logits = world.model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+        logps.append(float(logits.log_softmax(-1)[range(len(tokens)), tokens].sum()))
+    assert points[-1]["kl"] == pytest.approx(-sum(logps) / 4, rel=1e-4)
+    assert [point["temperature"] for point in points] == [1.0, 0.85, 0.7, 0.5, 0.3, 0.0]
+    assert 0 < points[2]["kl"] < points[4]["kl"] < points[-1]["kl"]
+
+
+def test_the_best_of_n_by_gold_begins_at_the_mean_and_only_rises(world):
+    points = best_of(world, most=4)
+    drawn = draw_summaries(world, world.model, world.held_out, 4, stream=997)
+    rewards = [[c.reward for c in row] for row in drawn]
+    assert [point["n"] for point in points] == [1, 2, 4] and points[0]["kl"] == 0.0
+    assert points[0]["gold"] == pytest.approx(sum(map(sum, rewards)) / 16)
+    assert points[-1]["gold"] == pytest.approx(sum(map(max, rewards)) / 4)
+    assert points[0]["gold"] <= points[1]["gold"] <= points[2]["gold"]
 
 
 def test_a_path_is_one_run_seen_after_each_number_of_epochs(world):

@@ -7,17 +7,20 @@ import numpy as np
 
 
 @lru_cache(maxsize=512)
-def t_quantile(degrees: float) -> float:
-    """The 97.5% quantile of Student's t: t = sqrt(n) tan(angle) turns its density into cos(angle)^(n-1).
+def t_quantile(degrees: float, level: float = 0.95) -> float:
+    """The quantile of |t|, Student's, at `level`: t = sqrt(n) tan(angle) turns its density into cos(angle)^(n-1).
 
-    degrees: n >= 1, need not be whole; 2e-6 exact. Raises ValueError otherwise.
+    degrees: n >= 1, need not be whole; 2e-6 exact at .95, the 97.5% quantile of t. level: in (0, 1). Raises ValueError
+    otherwise.
     """
     if not degrees >= 1:
         raise ValueError(f"degrees={degrees}: Student's t needs at least 1 degree of freedom")
+    if not 0 < level < 1:
+        raise ValueError(f"level={level}: must be between 0 and 1")
     angles = np.linspace(0.0, min(np.pi / 2, 12 / degrees**0.5), 200_001)
     density = np.cos(angles) ** (degrees - 1)
     inside = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return float(degrees**0.5 * np.tan(np.interp(0.95, inside / inside[-1], angles)))
+    return float(degrees**0.5 * np.tan(np.interp(level, inside / inside[-1], angles)))
 
 
 def clustered_mean(values: np.ndarray, groups: Sequence[Hashable]) -> tuple[float, float, float, float]:

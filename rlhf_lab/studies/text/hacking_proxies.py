@@ -13,6 +13,7 @@ from rlhf_lab.data.docstrings import DocstringPair
 from rlhf_lab.judges.gold import Judge
 from rlhf_lab.judges.report import Verdicts, best_of_n, judge_report
 from rlhf_lab.judges.reward_model import reward_judge, train_reward
+from rlhf_lab.studies.text.measuring import loop_measures
 from rlhf_lab.studies.text.paths import Path as Points
 from rlhf_lab.studies.text.summaries import World, training_settings
 from rlhf_lab.workflow.artefacts import Artefact, read_rows
@@ -119,15 +120,17 @@ def chosen_points(proxy: np.ndarray, gold: np.ndarray) -> list[dict[str, float]]
 
 
 def points(rows: list[dict], start: dict, proxy: Scale, gold: Scale) -> list[dict[str, float]]:
-    """Measures of pi_0, taken from the many draws that set the scales (`start`: the others), and of every iterate."""
-    found = [{"iteration": 0, **start, "gold": gold.mean, "proxy_sd": 0.0, "gold_sd": 0.0}]
+    """Measures of pi_0 and of every iterate, by `loop_measures`.
+
+    start: what pi_0's many draws, which set the scales, say of it more exactly than its evaluation does.
+    """
+    first = loop_measures(rows[0]) | {"iteration": 0, **start, "gold": gold.mean, "proxy_sd": 0.0, "gold_sd": 0.0}
+    found = [first]
     for row in rows[1:]:
-        reward = row["gold"]["reward"]["mean"]
         score = row.get("score", row["gold"])["reward"]["mean"]
-        found.append(
-            {"iteration": row["iteration"], **{name: row[name]["mean"] for name in start}, "gold": reward}
-            | {"proxy_sd": proxy.units(score), "gold_sd": gold.units(reward)}
-        )
+        measures = loop_measures(row)
+        scaled = {"proxy_sd": proxy.units(score), "gold_sd": gold.units(measures["gold"])}
+        found.append({"iteration": row["iteration"]} | measures | scaled)
     return found
 
 

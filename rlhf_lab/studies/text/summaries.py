@@ -14,7 +14,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers.utils.logging import disable_progress_bar
 
@@ -27,7 +26,6 @@ from rlhf_lab.engine.precision import bf16_speed
 from rlhf_lab.judges.gold import Judge
 from rlhf_lab.training.settings import TrainingSettings
 from rlhf_lab.workflow.candidates import Candidate, scored_candidates
-from rlhf_lab.workflow.evaluation import response_log_ratios
 from rlhf_lab.workflow.loop import iterations, open_loop
 from rlhf_lab.workflow.presets import Plan
 from rlhf_lab.workflow.prompts import Row, choose_documents, prompt_ids
@@ -103,14 +101,28 @@ def _start_worker() -> None:
 
 
 def draw_summaries(
-    world: World, model, documents: Sequence[DocstringPair], n: int, *, stream: int = 0, temperature: float = 1.0
+    world: World,
+    model,
+    documents: Sequence[DocstringPair],
+    n: int,
+    *,
+    stream: int = 0,
+    temperatures: Sequence[float] = (1.0,),
 ) -> list[list[Candidate]]:
-    """n summaries of each document with their gold rewards; another `stream` gives other draws."""
-    options = {"temperature": temperature, "max_new_tokens": MAX_NEW_TOKENS, "bf16": None}
-    seed = world.seed * 1000 + stream
-    eos = world.tokenizer.eos_token_id
-    drawn = sample(model, world.ids(documents), n=n, seed=seed, eos_token_id=eos, **options)
+    """n summaries of each document with their gold rewards; another `stream` gives other draws.
+
+    temperatures: each is that of n / len(temperatures) of the draws.
+    """
+    options = {"max_new_tokens": MAX_NEW_TOKENS, "bf16": None, "eos_token_id": world.tokenizer.eos_token_id}
+    heats = tuple(heat for heat in temperatures for _ in range(n // len(temperatures)))
+    drawn = sample(model, world.ids(documents), n=n, seed=world.seed * 1000 + stream, temperatures=heats, **options)
     return scored(world, documents, drawn)
+
+
+def draw_greedy(world: World, model, documents: Sequence[DocstringPair]) -> list[list[Candidate]]:
+    """The one greedy summary of each document with its gold reward."""
+    options = {"max_new_tokens": MAX_NEW_TOKENS, "bf16": None, "eos_token_id": world.tokenizer.eos_token_id}
+    return scored(world, documents, sample(model, world.ids(documents), greedy=True, **options))
 
 
 def scored(world: World, documents: Sequence[DocstringPair], drawn: Sequence) -> list[list[Candidate]]:
@@ -168,22 +180,3 @@ def loop_rows(
 def has_bf16(world: World) -> bool:
     """True where the device has bf16 units: training, sampling and evaluation of the studies use them."""
     return bf16_speed(world.model.device).startswith("native")
-
-
-def measure(world: World, model, samples: int = 4) -> dict[str, float]:
-    """What a policy is worth on the held-out documents: gold, greedy, kl (nats a response), length (tokens).
-
-    gold, greedy: mean gold reward of sampled (temperature 1) and greedy summaries. All policies draw by the same random
-    numbers, so that in a difference of two policies much of the noise cancels.
-    """
-    sampled = draw_summaries(world, model, world.held_out, samples, stream=999)
-    options = {"max_new_tokens": MAX_NEW_TOKENS, "eos_token_id": world.tokenizer.eos_token_id, "bf16": None}
-    greedy = scored(world, world.held_out, sample(model, world.ids(world.held_out), greedy=True, **options))
-    ids = world.ids(world.held_out)
-    examples = [Example(tuple(x), tuple(c.tokens for c in row)) for x, row in zip(ids, sampled, strict=True)]
-    return {
-        "gold": float(np.mean([c.reward for row in sampled for c in row])),
-        "greedy": float(np.mean([row[0].reward for row in greedy])),
-        "kl": float(np.mean(response_log_ratios(model, world.model, examples, bf16=has_bf16(world)))),
-        "length": float(np.mean([len(c.tokens) for row in sampled for c in row])),
-    }
