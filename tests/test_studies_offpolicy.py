@@ -128,7 +128,7 @@ def results():
 
 def test_the_answer_follows_the_numbers(results):
     """The seeds differ from one another by .01 alone, in both arms: the difference is .02 exactly."""
-    yes = "Yes: after 4 epochs WPO's sampled reward minus DPO's is +0.020 (+0.020 to +0.020)."
+    yes = "Yes: after 4 epochs WPO's sampled ROUGE-L F1 minus DPO's is +0.020 (+0.020 to +0.020)."
     assert summarization_offpolicy.answer(results) == yes
     turned = json.loads(json.dumps(results))
     turned["paths"]["off wpo"], turned["paths"]["off dpo"] = turned["paths"]["off dpo"], turned["paths"]["off wpo"]

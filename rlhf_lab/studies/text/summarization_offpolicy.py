@@ -15,7 +15,7 @@ import numpy as np
 
 from rlhf_lab.common.intervals import comparison, mean_interval, number
 from rlhf_lab.data.examples import Example
-from rlhf_lab.studies.text.frontier import REWARDS, gold_of
+from rlhf_lab.studies.text.frontier import AXES, REWARDS, gold_of
 from rlhf_lab.studies.text.measuring import measure
 from rlhf_lab.studies.text.offpolicy_arms import ALIGNMENTS, ARMS, BETA, BOTH, DATA, LABELS, ONE_SIDED, Arm
 from rlhf_lab.studies.text.offpolicy_figure import alt, draw
@@ -108,7 +108,8 @@ def answer(results: dict) -> str:
     difference = contrast(results["paths"]["off wpo"], results["paths"]["off dpo"], "gold")
     verdict = told(difference, "Yes", "No", "That cannot be told")
     after = epochs_of(results["settings"]["epochs"][-1])
-    return f"{verdict}: after {after} WPO's sampled reward minus DPO's is {number(difference, '+.3f')}."
+    reward = AXES[gold_of(results)]
+    return f"{verdict}: after {after} WPO's sampled {reward} minus DPO's is {number(difference, '+.3f')}."
 
 
 def epochs_of(count: int) -> str:
