@@ -61,7 +61,7 @@ PROXIES = ("learned", "style")
 def run(seeds: int, fast: bool) -> dict:
     """The learned judge's report, and every arm's rewards, KL and length, iteration by iteration or n by n."""
     size = {"documents": 10, "held_out": 4, "model": "tiny"} if fast else {"documents": 192, "held_out": 60}
-    plan = {"judged": 96, "prompts": 32, "iterations": 3, "best_of": 16, "max_new_tokens": MAX_NEW_TOKENS}
+    plan = {"judged": 96, "prompts": 48, "iterations": 2, "best_of": 16, "max_new_tokens": MAX_NEW_TOKENS}
     plan |= {"judged": 6, "prompts": 4, "iterations": 1, "best_of": 4, "max_new_tokens": 16} if fast else {}
     runs = each_seed(one_seed, seeds, size, plan, together=not fast)
     settings = {
@@ -89,21 +89,22 @@ def one_seed(seed: int, seeds: int, size: dict, plan: dict) -> dict:
     pools = [document_rows(world.tokenizer, documents) for documents in (asked, world.held_out)]
     with tempfile.TemporaryDirectory(prefix="study-") as scratch:
         judge = learned_judge(world, judged, candidates, f"{scratch}/judge")
-        true, proxies = world.gold.load(), proxies_of(world, judge, bias, f"{scratch}/judge")
-        gold, learned_scores = (rewards(world, draws, j) for j in (true, judge))
-        numbers = judge_numbers(learned_scores, gold, draws) | {"bias": bias}
+        proxies = proxies_of(world, judge, bias, f"{scratch}/judge")
+        scores = {arm: rewards(world, draws, proxy.judge) for arm, proxy in proxies.items()}
+        gold = scores["gold"]
+        numbers = judge_numbers(scores["learned"], gold, draws) | {"bias": bias}
         world.say(f"the learned judge is right in {numbers['accuracy']:.0%} of the held-out comparisons")
         start = {"kl": 0.0} | mean_length(draws)
         paths = {
             TEMPERED: sft_curve(world, measure(world, world.model)),
-            BEST_OF_N: chosen_points(learned_scores, gold),
+            BEST_OF_N: chosen_points(scores["learned"], gold),
         }
         for arm, proxy in proxies.items():
             run = loop(world, plan, f"{scratch}/{arm}", {"judge": proxy.name})
             rows = loop_rows(world, run, *pools, proxy.function)
-            scored = Scale.of(rewards(world, draws, proxy.judge))
-            paths[arm] = points(rows, start, scored, Scale.of(gold))
-            world.say(f"{ARMS[arm]}: " + ", ".join(f"{name} {value:.3g}" for name, value in paths[arm][-1].items()))
+            paths[arm] = points(rows, start, Scale.of(scores[arm]), Scale.of(gold))
+            told = {name: paths[arm][-1][name] for name in ("gold", "greedy", "content", "style", "kl", "proxy_sd")}
+            world.say(f"{ARMS[arm]}: " + ", ".join(f"{name} {value:.3g}" for name, value in told.items()))
         numbers["same_pairs"] = same_pairs(Path(scratch) / "gold", bias)
     return {"numbers": numbers, "paths": paths}
 
