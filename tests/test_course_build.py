@@ -263,8 +263,8 @@ def test_masters_are_checked(tmp_path, old, new, message):
 def test_readme_table_and_unknown_names(tmp_path):
     master = read_master(make_course(tmp_path, "# %%\nx = 1\n", budget=90))
     table = readme_table([master])
-    assert "| [01_small](notebooks/01_small.ipynb) | Does it build? | a build | 2 minutes |" in table
-    assert "| a \\| b |" in readme_table([replace(master, shows="a | b")])
+    assert "| [01_small](notebooks/01_small.ipynb) | Does it build? | 2 minutes |" in table
+    assert "| a \\| b |" in readme_table([replace(master, title="a | b")])
     text = between_markers(README, table)
     assert between_markers(text, table) == text and text.endswith("The end.\n")
     assert [minutes(s) for s in (30, 60, 240)] == ["30 seconds", "1 minute", "4 minutes"]
