@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_lab.common.intervals import mean_interval
 from rlhf_lab.common.student import t_quantile
-from rlhf_lab.studies.many import holm, weaker, widened
+from rlhf_lab.studies.many import correction_note, holm, weaker, widened
 from rlhf_lab.studies.text.frontier import above_curve, curve_contrast, draw_curve, gold_of, learned, methods
 
 # Two seeds: the curve of the first rises by .1 a nat to 2 nats; that of the second has its points out of order.
@@ -62,6 +62,11 @@ def test_without_any_effect_holm_seldom_tells_one():
 def test_of_two_that_must_both_be_above_zero_the_weaker_decides():
     strong, weak, below = interval(3.0, 1.0), interval(0.2, 0.1), interval(-5.0, 1.0)
     assert weaker(strong, weak) is weak and weaker(weak, below) is below
+
+
+def test_the_notes_say_what_was_corrected():
+    told = correction_note({"the answer": 3, "who learns": 4})
+    assert "of the answer for 3 comparisons and who learns for 4 comparisons;" in told
 
 
 def made_up():

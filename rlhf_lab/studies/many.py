@@ -1,11 +1,16 @@
 """Many comparisons in one table: which of them stand when it is counted how many there are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rlhf_lab.common.intervals import Interval, sign
 from rlhf_lab.common.student import t_quantile
+from rlhf_lab.studies.wording import listed
 
-TOLD = "by Holm's correction for their number"
+
+def correction_note(counts: Mapping[str, int]) -> str:
+    """What is corrected, and for how many comparisons: {"the answer": 3, "who learns": 4}."""
+    told = listed([f"{what} for {count} comparisons" for what, count in counts.items()])
+    return f"Holm's correction is made of {told}; no interval is widened by it"
 
 
 def holm(intervals: Sequence[Interval], seeds: int, level: float = 0.95) -> list[int]:

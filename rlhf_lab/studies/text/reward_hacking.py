@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from rlhf_lab.common.intervals import Interval, mean_interval, number, sign
 from rlhf_lab.judges.gold import Judge, style_judge
-from rlhf_lab.studies.many import TOLD, holm
+from rlhf_lab.studies.many import correction_note, holm
 from rlhf_lab.studies.text.frontier import REWARDS, gold_of, learned, methods, over_curve
 from rlhf_lab.studies.text.hacking_figure import alt, draw
 from rlhf_lab.studies.text.hacking_notes import ARMS, best_of_n_notes, judge_notes, length_notes, style_notes
@@ -220,8 +220,7 @@ def notes(results: dict) -> Notes:
             *sharing_notes(settings["seeds"], settings["documents"], settings["held_out"]),
             "one learned judge of one size and one amount of comparisons; a better judge is hacked later",
             f"the gold reward is {REWARDS[gold_of(results)]}, itself a proxy of what a reader wants",
-            f"the answer is told {TOLD}, 4, and who learns for {len(methods(results['paths']))} arms; all other "
-            "intervals are not widened",
+            correction_note({"the answer": 2 * len(PROXIES), "who learns": len(methods(results["paths"]))}),
             "a bias for length that is known can be undone by a penalty; most biases are not known",
         ],
     )

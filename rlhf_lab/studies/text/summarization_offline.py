@@ -1,7 +1,7 @@
 """DPO, WPO, pessimistic VPO and RPO on the same comparisons of real summaries, over alpha and epochs."""
 
 from rlhf_lab.common.intervals import change, comparison, number, sign
-from rlhf_lab.studies.many import TOLD
+from rlhf_lab.studies.many import correction_note
 from rlhf_lab.studies.text.frontier import REWARDS, curve_contrast, gold_of, learned, methods, over_curve
 from rlhf_lab.studies.text.measuring import BEST_OF_N, TEMPERED, best_of, measure, sft_curve
 from rlhf_lab.studies.text.offline_arms import ARMS, BETA, LEARNING_RATE, PESSIMISTIC
@@ -115,7 +115,7 @@ def notes(results: dict) -> Notes:
         limits=[
             *sharing_notes(settings["seeds"], settings["documents"], settings["held_out"]),
             f"the reward is {REWARDS[gold_of(results)]}; a reader may see it otherwise",
-            f"who learns is told {TOLD}, {len(methods(paths))}; the intervals of the table are not widened for it",
+            correction_note({"who learns": len(methods(paths))}),
             "one small model",
         ],
     )

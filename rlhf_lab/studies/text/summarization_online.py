@@ -3,7 +3,7 @@
 import tempfile
 
 from rlhf_lab.common.intervals import change, comparison, mean_interval, number
-from rlhf_lab.studies.many import TOLD, holm
+from rlhf_lab.studies.many import correction_note, holm
 from rlhf_lab.studies.text.frontier import REWARDS, curve_contrast, gold_of, learned, methods, over_curve
 from rlhf_lab.studies.text.measuring import TEMPERED, measure, sft_curve
 from rlhf_lab.studies.text.online_arms import (
@@ -124,8 +124,7 @@ def notes(results: dict) -> Notes:
         ],
         limits=[
             *sharing_notes(settings["seeds"], settings["labels"], settings["held_out"]),
-            f"the answer is told {TOLD}, {len(TESTED)} differences, and who learns for {len(ARMS)} arms; all other "
-            "intervals are not widened",
+            correction_note({"the answer": len(TESTED), "who learns": len(ARMS)}),
             f"the reward is {REWARDS[gold_of(results)]}",
             "the labels come from the gold reward itself; a learned judge would drift",
             f"one small model, {settings['iterations']} iterations and one learning rate",
