@@ -60,6 +60,12 @@ def cdpo(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, bet
     return F.softplus(-m) + label_smoothing * m
 
 
+def robust(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=0.1, label_smoothing=0.1):
+    m = beta * margin(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    kept, flipped = (1 - label_smoothing) * F.softplus(-m), label_smoothing * F.softplus(m)
+    return (kept - flipped) / (1 - 2 * label_smoothing)
+
+
 def rpo(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=0.01, eta=0.005):
     """DPO plus an SFT term that has no reference."""
     m = beta * margin(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps)
@@ -264,6 +270,7 @@ RIGHT: dict[str, tuple[Loss, Objective | None]] = {
     "hinge = SLiC": (slic, None),
     "squared = IPO": (ipo, None),
     "cDPO": (cdpo, None),
+    "robust DPO": (robust, None),
     "RPO": (rpo, preset("rpo")),
     "VPO offline": (partial(token_loss, bonus=lambda h, g, n: -0.02 * h), OFFLINE),
     "VPO online": (vpo_online, preset("vpo-online")),

@@ -161,9 +161,16 @@ def _smoothing(target: Target, facts: Facts, nearest: str | None) -> Iterator[De
     if ignored:
         lines = two(f"label_smoothing = {expected or 0.2:g}, h+ - h- = 300", "the push is 0, and not below 0")
         yield Deviation("label smoothing ignored", "The setting label_smoothing does nothing.", lines)
-    elif facts.smoothing is not None and expected and abs(facts.smoothing - expected) > CLOSE:
+    elif facts.smoothing is not None and is_robust(facts.smoothing, expected):
+        return
+    elif facts.smoothing is not None and abs(facts.smoothing - expected) > CLOSE and (expected or facts.smoothing < 0):
         lines = two(f"label_smoothing = {expected:g}, h+ - h- = 300", f"the push is that of {facts.smoothing:.4g}")
         yield Deviation("label smoothing", f"Labels are smoothed by {facts.smoothing:.4g}.", lines)
+
+
+def is_robust(smoothing: float, flipped: float) -> bool:
+    """Robust DPO (2403.00409): labels flipped with probability eps are undone by smoothing -eps / (1 - 2 eps)."""
+    return flipped > 0 and abs(smoothing + flipped / (1 - 2 * flipped)) < CLOSE
 
 
 def _bonus(target: Target, facts: Facts, nearest: str | None) -> Iterator[Deviation]:

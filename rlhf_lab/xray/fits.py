@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+EXACT = 1e-5  # residual over range, below which float32 explains it
 GOOD = 0.02  # residual over range, up to which a curve is called by its name
 
 
@@ -37,10 +38,11 @@ def fit_curve(d: Tensor, g: Tensor) -> Curve:
     if spread < 1e-9 * max(1.0, float(g.abs().max())):
         return Curve("none", 0.0, 0.0, float(g.mean()), 0.0, 0.0)
     line, step, smooth = _squared(d, g), _hinge(d, g), _logistic(d, g, False)
-    exact = [curve for curve in (line, step) if curve.residual < 1e-5]
-    if exact and exact[0].residual < smooth.residual:
-        return exact[0]
-    if smooth.residual > 1e-5:
+    if line.residual < EXACT and not (smooth.residual < 1e-3 * line.residual and smooth.beta * float(d.max()) > 1e-3):
+        return line  # a logistic of vanishing beta is a line too
+    if step.residual < min(EXACT, smooth.residual):
+        return step
+    if smooth.residual > EXACT:
         shifted = _logistic(d, g, True)
         smooth = shifted if shifted.residual < 0.1 * smooth.residual else smooth
     best = min((line, step, smooth), key=lambda curve: curve.residual)

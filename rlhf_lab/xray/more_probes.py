@@ -100,9 +100,9 @@ def calibration_probe(target: Target, facts: Facts) -> dict[str, object]:
 
 def precision_probe(target: Target, facts: Facts) -> dict[str, object]:
     """How exactly long log-probs are summed: 512 tokens of -8.4 nats, and differences of about one nat."""
-    if facts.beta is None:
+    if facts.beta is None or facts.curve.fit == "hinge":  # a hinge's gradient does not show small errors
         return {}
-    if facts.curve.fit != "hinge" and facts.curve.residual > 1e-4:  # even the short pairs of the grid are off
+    if facts.curve.residual > 1e-4:  # even the short pairs of the grid are off
         return {"precision": "lower"}
     if facts.reference != "used" or facts.weight not in (None, "none"):
         return {}

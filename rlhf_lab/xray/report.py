@@ -50,8 +50,9 @@ def _fit(facts: Facts, signs: str) -> str:
     m = f"{beta} ({signs}){shift}"
     if not facts.smoothing:
         return f"[ -log sigma({m}) ]"
-    kept, flipped = four_digits(1 - facts.smoothing), four_digits(facts.smoothing)
-    return f"[ -{kept} log sigma(m) - {flipped} log sigma(-m) ], m = {m}"
+    kept, flipped = four_digits(1 - facts.smoothing), four_digits(abs(facts.smoothing))
+    sign = "-" if facts.smoothing > 0 else "+"
+    return f"[ -{kept} log sigma(m) {sign} {flipped} log sigma(-m) ], m = {m}"
 
 
 def _symbols(facts: Facts) -> Iterator[str]:
@@ -141,6 +142,8 @@ def unseen(diagnosis: Diagnosis) -> list[str]:
 def nearest(diagnosis: Diagnosis) -> str:
     """The preset of ours that is nearest, or the published loss."""
     curve = diagnosis.facts.curve
+    if diagnosis.facts.smoothing and diagnosis.facts.smoothing < 0:
+        return "robust DPO (2403.00409)"
     if diagnosis.nearest:
         return f"{diagnosis.nearest}, with beta {four_digits(diagnosis.facts.beta)}"
     return KNOWN.get(curve.fit if curve else "", "none")
