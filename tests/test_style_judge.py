@@ -55,6 +55,9 @@ def test_every_rule_by_hand(summary, expected):
         ("返回文件。打开。", False),
         ("Возвращает файл.", True),
         ("возвращает файл.", False),
+        ("Возвращает файл, т. е. строку.", True),  # an abbreviation: lower case goes on behind it, as in "e.g. a"
+        ("Возвращает файл. Открывает его.", False),
+        ("返回文件！打开。", False),
         ("फ़ाइल लौटाएँ।", True),
         ("Return it?", False),
         ("  Return it.  ", True),
