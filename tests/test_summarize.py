@@ -283,20 +283,24 @@ def test_verdicts_say_when_a_method_learns_nothing():
 
     said = {
         (0.2, 0.2): "DPO learns what no temperature reaches: +0.2000 (+0.1000 to +0.3000) against the SFT model at the",
-        (0.2, 0.0): "DPO samples better than any temperature, but its greedy text does NOT clearly gain",
-        (0.0, 0.2): "DPO writes better greedy text, but a lower temperature samples as well",
+        (0.2, 0.0): "DPO samples better than a temperature of its KL, but its greedy text does NOT clearly gain",
+        (0.2, -0.2): "DPO samples better than a temperature of its KL, but its greedy text is WORSE",
+        (0.0, 0.2): "DPO writes better greedy text, but a lower temperature may sample as well",
         (-0.2, 0.2): "DPO writes better greedy text, but a lower temperature samples better",
         (0.0, 0.0): "DPO does NOT clearly beat a temperature",
         (-0.2, 0.0): "DPO is WORSE than a temperature",
         (0.0, -0.2): "DPO is WORSE than a temperature",
+        (-0.2, -0.2): "DPO is WORSE than a temperature",
     }
     for (sampled, greedy), words in said.items():
         rewards = {"vs_tempered": interval(sampled), "greedy": {"delta_vs_sft": interval(greedy)}}
         row = {"policy": "dpo", "iteration": 1, "gold": rewards | {"delta_vs_sft": interval(0.5)}}
         (sentence,) = verdicts({"policies": [{}, row], "judges": ["gold"], "settings": {"iterations": 1}})
         assert sentence.startswith(words)
-    without = {"delta_vs_sft": interval(0.2), "greedy": {"delta_vs_sft": interval(0.2)}}
-    assert "against the SFT model, and" in claim("DPO", without)
+    without = {"delta_vs_sft": interval(0.2), "greedy": {"delta_vs_sft": interval(-0.2)}}
+    assert claim("DPO", without).startswith(
+        "DPO samples better than the SFT model, greedy text WORSE, and no lower temperature was measured: +0.2000"
+    )
     assert label(row, loop=True) == "DPO, iteration 1"
 
 

@@ -66,7 +66,11 @@ def named_judge(
     folder = Path(model_source(name) if name in SHIPPED else name).expanduser()
     if not folder.exists() and ":" in name:
         fn, source = function_of(name)
-        return NamedJudge(f"function {name} {source}", partial(each_response, fn))
+        try:  # now: what cannot be called is refused before anything is drawn
+            own = each_response(fn)
+        except TypeError as error:
+            raise ValueError(f"judge={name!r}: {error}") from None
+        return NamedJudge(f"function {name} {source}", lambda: own)
     if not (folder / "config.json").is_file():
         was = "; what was gold is content now" if name == "gold" else ""
         raise ValueError(
