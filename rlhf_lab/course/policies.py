@@ -6,6 +6,7 @@ A row is `policy_measures` of a policy, with its method's name as "policy", as r
 from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 
 from rlhf_lab.common.plots import GREY, METHOD_LABELS, OKABE_ITO, label_ends, method_colour
 from rlhf_lab.judges.style import StyleParts
@@ -47,6 +48,8 @@ def draw_frontier(ax: Axes, tempered: Sequence[dict], paths: Sequence[Sequence[d
         methods.append(end["policy"])
     ax.margins(x=0.09)  # room for the first temperature's name
     label_ends(ax)
+    for text in ax.texts:  # a path may run on below another one's name
+        text.set_path_effects([withStroke(linewidth=3, foreground="white")])
     ax.set(xlabel="KL to SFT, nats per summary")
     return "; ".join([_told("SFT, greedy", tempered[-1]["kl"], tempered[-1][column]), *map(_ends(column), paths)])
 
