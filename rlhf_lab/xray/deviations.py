@@ -126,8 +126,10 @@ def _margin(target: Target, facts: Facts, nearest: str | None) -> Iterator[Devia
     if facts.margin_only is False and not facts.stop_gradient:
         lines = two("both references lower by 0.7 nats a token", "the gradient changes")
         yield Deviation("not of the margin alone", "The loss depends on more than h+ - h-.", lines)
-    if target.claim is not None and curve.fit != getattr(target.claim, "fit", "logistic"):
-        yield Deviation("another fit", f"The fit is {curve.fit}, and not as claimed.", "")
+    claimed = getattr(target.claim, "fit", "logistic")
+    if target.claim is not None and curve.fit not in ("other", "none", claimed):
+        lines = two("differences h+ - h- from -300 to 300", f"the push is that of a {curve.fit} loss")
+        yield Deviation("another fit", f"The loss is {curve.fit}, and not {claimed}.", lines)
     expected = target.claim.beta if target.claim else target.declared.get("beta", target.declared.get("gamma"))
     slack = max(CLOSE, 10 * curve.residual)
     if facts.beta is not None and expected and abs(facts.beta / expected - 1) > slack:
@@ -154,8 +156,8 @@ def _push(facts: Facts, d: float) -> float:
 
 
 def _smoothing(target: Target, facts: Facts, nearest: str | None) -> Iterator[Deviation]:
-    claimed = target.claim.label_smoothing if target.claim else 0.0
-    expected = target.declared.get("label_smoothing", 0.0) or claimed
+    declared = target.declared.get("label_smoothing", 0.0)
+    expected = target.claim.label_smoothing if target.claim else declared
     logistic = facts.curve is not None and facts.curve.fit == "logistic"
     ignored = (logistic and facts.smoothing_acts is False) or (expected and not facts.smoothing)
     if ignored:
@@ -163,7 +165,9 @@ def _smoothing(target: Target, facts: Facts, nearest: str | None) -> Iterator[De
         yield Deviation("label smoothing ignored", "The setting label_smoothing does nothing.", lines)
     elif facts.smoothing is not None and is_robust(facts.smoothing, expected):
         return
-    elif facts.smoothing is not None and abs(facts.smoothing - expected) > CLOSE and (expected or facts.smoothing < 0):
+    elif facts.smoothing is not None and abs(facts.smoothing - expected) > CLOSE:
+        if target.claim is None and not expected and facts.smoothing > 0:
+            return  # nobody said that it has none: it is the nearest preset's
         lines = two(f"label_smoothing = {expected:g}, h+ - h- = 300", f"the push is that of {facts.smoothing:.4g}")
         yield Deviation("label smoothing", f"Labels are smoothed by {facts.smoothing:.4g}.", lines)
 
@@ -216,7 +220,8 @@ def _weight(target: Target, facts: Facts, nearest: str | None) -> Iterator[Devia
     if facts.weight == expected or (never_clamped and expected != "none"):
         return
     if expected == "none":
-        yield Deviation("a weight", f"Pairs are weighted by {facts.weight}.", "")
+        lines = two("policy = reference, w+ and w- from 0.2 to 2", f"the pushes follow {facts.weight}")
+        yield Deviation("a weight", f"Pairs are weighted by {facts.weight}.", lines)
         return
     name, what = WEIGHT_NAMES.get(facts.weight, WEIGHT_NAMES["other"])
     lines = two("policy = reference, w+ and w- from 0.2 to 2", f"the pushes follow {facts.weight}; expected {expected}")
