@@ -53,12 +53,20 @@ def with_padding(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     return shifted(logits, ids, mask.cumsum(-1) > 0)
 
 
+def weight_of(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """WPO's sampled weight of each response, with gradient."""
+    token_logps = torch.log_softmax(logits[:, :-1], -1)
+    excess = token_logps.gather(-1, ids[:, 1:, None])[..., 0] - torch.logsumexp(2 * token_logps, -1)
+    return torch.exp((excess * mask[:, 1:]).sum(-1) / mask.sum(-1))
+
+
 def plain_trainer(
     job: Job,
     *,
     logps: Callable[[Tensor, Tensor, Tensor], Tensor] = shifted,
     ending: bool = True,
     averaged: bool = True,
+    weight: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     reference_mode: bool = False,
     policy_mode: bool = False,
     reference: Callable[[Job], nn.Module] = lambda job: job.reference,
@@ -70,13 +78,15 @@ def plain_trainer(
     for _ in range(job.steps):
         frozen = reference(job).train(reference_mode)
         for first in range(0, len(job.rows), job.batch_size):
-            h = []
+            h, weights = [], torch.ones(())
             for side in rows:
                 ids, mask = padded(side[first : first + job.batch_size], job.tokenizer.pad_token_id)
                 with torch.no_grad():
                     base = logps(frozen(ids).logits, ids, mask)
-                h.append(logps(job.model(ids).logits, ids, mask) - base)
-            loss = -F.logsigmoid(0.1 * (h[0] - h[1])).mean()
+                logits = job.model(ids).logits
+                h.append(logps(logits, ids, mask) - base)
+                weights = weights if weight is None else weights * weight(logits, ids, mask)
+            loss = -(weights * F.logsigmoid(0.1 * (h[0] - h[1]))).mean()
             (loss / job.accumulation if averaged else loss).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -97,6 +107,7 @@ TRAINERS: dict[str, tuple[Callable[[Job], None], list[str]]] = {
     "no EOS": (partial(plain_trainer, ending=False), ["EOS dropped"]),
     "logits not shifted": (partial(plain_trainer, logps=unshifted), ["gradient beside the tokens"]),
     "log-softmax in bf16": (partial(plain_trainer, logps=in_bf16), ["low-precision sums"]),
+    "weight not detached": (partial(plain_trainer, weight=weight_of), ["gradient beside the tokens"]),
     "padding counted": (partial(plain_trainer, logps=with_padding), ["padding counted"]),
     "reference follows the policy": (partial(plain_trainer, reference=following), ["moving reference"]),
 }

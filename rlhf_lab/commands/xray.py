@@ -13,6 +13,7 @@ from torch import nn
 
 from rlhf_lab.common.conversion import given_twice
 from rlhf_lab.objective import PRESETS, Objective, preset
+from rlhf_lab.xray.adapters import from_function
 from rlhf_lab.xray.pairs import Target
 from rlhf_lab.xray.report import FORMATS, page
 from rlhf_lab.xray.run import xray
@@ -44,7 +45,8 @@ def main(args: argparse.Namespace) -> None:
     """Print the page, or write it to a file."""
     settings = _settings(args.set)
     target = target_named(args.target, settings) or named(args.target, settings)
-    shown = page(xray(target, _claim(args.claim, settings)), args.format)
+    target = target if isinstance(target, Target) else from_function(target)
+    shown = page(xray(target, _claim(args.claim, target)), args.format)
     if args.output is None:
         print(shown)
     else:
@@ -62,11 +64,11 @@ def _settings(text: str) -> dict[str, str]:
     return dict(pairs)
 
 
-def _claim(name: str | None, settings: dict[str, str]) -> Objective | None:
-    """The preset, at the beta that was set."""
+def _claim(name: str | None, target: Target) -> Objective | None:
+    """The preset, at the beta that the target says it has."""
     if name is None:
         return None
-    return preset(name, **({"beta": float(settings["beta"])} if "beta" in settings else {}))
+    return preset(name, **({"beta": target.declared["beta"]} if "beta" in target.declared else {}))
 
 
 def named(target: str, settings: dict[str, str]) -> Callable[..., Any] | Target:

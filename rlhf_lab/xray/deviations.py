@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from rlhf_lab.objective import PRESETS, Objective
 from rlhf_lab.xray.facts import Deviation, Facts
 from rlhf_lab.xray.pairs import Target
+from rlhf_lab.xray.token_deviations import EQUAL, token_deviations, two
 
 CLOSE = 0.01  # relative difference of two numbers that are called the same
 STRAY = 0.01  # share of the gradient that no log-prob explains
-EQUAL = "every token: log pi = log pi_ref = -0.9 nats, 4 tokens each"
 WEIGHT_NAMES = {
     "w+ w-": ("weight not clamped", "The weight of a pair may exceed 1."),
     "min(w+, 1) min(w-, 1)": ("weight clipped per response", "Each response's weight is clipped, not their product."),
@@ -50,64 +50,11 @@ def deviations(target: Target, facts: Facts, nearest: str | None) -> list[Deviat
         line = f"{facts.stray:.0%} of the gradient lies on logits that no next token's log-prob explains"
         what = "Gradient flows beside log-probs: logits are not shifted by one, or a weight is not detached."
         return [Deviation("gradient beside the tokens", what, two(EQUAL, line))]
-    checks = (_tokens, _margin, _smoothing, _bonus, _weight, _reference, _batch)
+    checks = (token_deviations, _fit, _numbers, _smoothing, _bonus, _weight, _reference, _batch)
     return [found for check in checks for found in check(target, facts, nearest)]
 
 
-def two(given: str, seen: str) -> str:
-    """An example: what was given, and what came out."""
-    return f"{given}\n{seen}"
-
-
-def _tokens(target: Target, facts: Facts, nearest: str | None) -> Iterator[Deviation]:
-    if facts.counted and target.level != "sequences":
-        names = sorted({name for side in facts.counted for name in _masks(side)})
-        for name in names:
-            shares = ", ".join(f"{role} {share:.3g}" for role, share in facts.counted[0].items())
-            yield Deviation(name, MASKS[name], two(EQUAL, f"gradient of each position: {shares}"))
-    if facts.length == "mean":
-        lines = (
-            "every token: log pi = log pi_ref = -0.9 nats; 2, 3, 5 or 8 tokens\na token's gradient falls as 1 / tokens"
-        )
-        yield Deviation("mean for sum", "Log-probs are averaged over tokens, not summed.", lines)
-    elif facts.length in ("mean with padding", "other"):
-        lines = (
-            "every token: log pi = log pi_ref = -0.9 nats; 2, 3, 5 or 8 tokens\na token's gradient depends on the row"
-        )
-        yield Deviation("padding in the mean", "Log-probs are divided by something else than their tokens.", lines)
-    if facts.precision == "lower":
-        lines = two(
-            "512 tokens of -8.453125 nats (trainers: 48 of -3.1), differences of about 1 nat",
-            "the sum is off by more than 0.1%",
-        )
-        yield Deviation("low-precision sums", "Long log-probs lose their digits, as in bf16.", lines)
-
-
-MASKS = {
-    "mask off by one": "The mask is shifted by one position against the log-probs.",
-    "EOS dropped": "The token that ends a response gets no gradient, so stopping is not learned.",
-    "first token dropped": "The first token of a response gets no gradient.",
-    "prompt counted": "Tokens of the prompt count.",
-    "padding counted": "Padding counts.",
-    "user turn counted": "Tokens of the other speaker count.",
-}
-
-
-def _masks(shares: dict[str, float]) -> Iterator[str]:
-    """Names of what is wrong with one side's mask."""
-    got = {role: bool(share) for role, share in shares.items()}
-    padded = any(got.get(role) for role in ("after EOS", "padding", "padding of a batch"))
-    early = got.get("prompt end") and not got.get("prompt") and not got["EOS"]
-    if early or (not got["first"] and padded):
-        yield "mask off by one"
-        return
-    wrong = {"EOS dropped": not got["EOS"], "first token dropped": not got["first"], "padding counted": padded}
-    wrong |= {"prompt counted": got.get("prompt") or got.get("prompt end")}
-    wrong |= {"user turn counted": got.get("user turn")}
-    yield from (name for name, here in wrong.items() if here)
-
-
-def _margin(target: Target, facts: Facts, nearest: str | None) -> Iterator[Deviation]:
+def _fit(target: Target, facts: Facts, nearest: str | None) -> Iterator[Deviation]:
     curve = facts.curve
     if curve is None:
         return
@@ -126,8 +73,16 @@ def _margin(target: Target, facts: Facts, nearest: str | None) -> Iterator[Devia
     if facts.margin_only is False and not facts.stop_gradient:
         lines = two("both references lower by 0.7 nats a token", "the gradient changes")
         yield Deviation("not of the margin alone", "The loss depends on more than h+ - h-.", lines)
-    if target.claim is not None and curve.fit != getattr(target.claim, "fit", "logistic"):
-        yield Deviation("another fit", f"The fit is {curve.fit}, and not as claimed.", "")
+    claimed = getattr(target.claim, "fit", "logistic")
+    if target.claim is not None and curve.fit not in ("other", "none", claimed):
+        lines = two("differences h+ - h- from -300 to 300", f"the push is that of a {curve.fit} loss")
+        yield Deviation("another fit", f"The loss is {curve.fit}, and not {claimed}.", lines)
+
+
+def _numbers(target: Target, facts: Facts, nearest: str | None) -> Iterator[Deviation]:
+    curve = facts.curve
+    if curve is None:
+        return
     expected = target.claim.beta if target.claim else target.declared.get("beta", target.declared.get("gamma"))
     slack = max(CLOSE, 10 * curve.residual)
     if facts.beta is not None and expected and abs(facts.beta / expected - 1) > slack:
@@ -154,8 +109,8 @@ def _push(facts: Facts, d: float) -> float:
 
 
 def _smoothing(target: Target, facts: Facts, nearest: str | None) -> Iterator[Deviation]:
-    claimed = target.claim.label_smoothing if target.claim else 0.0
-    expected = target.declared.get("label_smoothing", 0.0) or claimed
+    declared = target.declared.get("label_smoothing", 0.0)
+    expected = target.claim.label_smoothing if target.claim else declared
     logistic = facts.curve is not None and facts.curve.fit == "logistic"
     ignored = (logistic and facts.smoothing_acts is False) or (expected and not facts.smoothing)
     if ignored:
@@ -163,7 +118,9 @@ def _smoothing(target: Target, facts: Facts, nearest: str | None) -> Iterator[De
         yield Deviation("label smoothing ignored", "The setting label_smoothing does nothing.", lines)
     elif facts.smoothing is not None and is_robust(facts.smoothing, expected):
         return
-    elif facts.smoothing is not None and abs(facts.smoothing - expected) > CLOSE and (expected or facts.smoothing < 0):
+    elif facts.smoothing is not None and abs(facts.smoothing - expected) > CLOSE:
+        if target.claim is None and not expected and facts.smoothing > 0:
+            return  # nobody said that it has none: it is the nearest preset's
         lines = two(f"label_smoothing = {expected:g}, h+ - h- = 300", f"the push is that of {facts.smoothing:.4g}")
         yield Deviation("label smoothing", f"Labels are smoothed by {facts.smoothing:.4g}.", lines)
 
@@ -216,7 +173,8 @@ def _weight(target: Target, facts: Facts, nearest: str | None) -> Iterator[Devia
     if facts.weight == expected or (never_clamped and expected != "none"):
         return
     if expected == "none":
-        yield Deviation("a weight", f"Pairs are weighted by {facts.weight}.", "")
+        lines = two("policy = reference, w+ and w- from 0.2 to 2", f"the pushes follow {facts.weight}")
+        yield Deviation("a weight", f"Pairs are weighted by {facts.weight}.", lines)
         return
     name, what = WEIGHT_NAMES.get(facts.weight, WEIGHT_NAMES["other"])
     lines = two("policy = reference, w+ and w- from 0.2 to 2", f"the pushes follow {facts.weight}; expected {expected}")
