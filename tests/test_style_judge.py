@@ -19,7 +19,8 @@ from rlhf_lab.judges.style import (
     third_person,
 )
 from rlhf_lab.workflow.prompts import Row
-from rlhf_lab.workflow.scores import gold_judge, gold_scores, named_judge
+from rlhf_lab.workflow.run import NamedJudge
+from rlhf_lab.workflow.scores import gold_judge, gold_scores, named_judge, scores
 
 VERBS = frozenset({"return", "open"})
 DOCUMENT = "The mapping of names to open files, which the caller closes."
@@ -213,6 +214,21 @@ def test_a_judge_cannot_write_into_the_messages_of_a_prompt():
     messages = ({"role": "user", "content": "Opens a file."},)
     assert each_response(careless)([messages], [["text"]], None) == [[0.0]]
     assert messages[0]["content"] == "Opens a file."
+
+
+def test_a_judge_of_lists_may_sort_them_and_must_return_numbers():
+    texts = [["b", "a"]]
+
+    def sorts(prompts, responses, references):
+        responses[0].sort()
+        return [[0.0, 1.0]]
+
+    assert scores(NamedJudge("sorts", lambda: sorts), ["p"], texts, None) == [[0.0, 1.0]]
+    assert texts == [["b", "a"]]
+    for wrong in (None, [None], [["x", "y"]], [[None, 1.0]]):
+        judge = NamedJudge("wrong", lambda wrong=wrong: lambda *asked: wrong)
+        with pytest.raises(ValueError, match=r"\(wrong\) did not return a list of numbers for each prompt"):
+            scores(judge, ["p"], texts, None)
 
 
 def test_an_installed_module_is_not_run_again():

@@ -67,8 +67,11 @@ HOW_TO_READ = """\
   docstring's summary keeps, house their mean. Proxy is what another judge scored. Where the proxy rises and gold does
   not, the policy exploits the judge. A pairwise judge's proxy is the probability to beat SFT's response to the prompt.
 - Rivals that learn nothing: SFT at lower temperatures (vs SFT at its KL: at the temperature with the policy's KL, exact
-  and interpolated; beyond the greedy policy's KL the greedy responses), the best of n of its samples by the judge, its
-  own responses of the policy's length, the prompt's first words, and a template that knows the style's rules.
+  and interpolated, a little low where the curve bends; beyond the greedy policy's KL the greedy responses), the best of
+  n of its samples by the judge, its own responses of the policy's length, the prompt's first words, and a template that
+  knows the style's rules.
+- vs SFT at its length: SFT's responses of the nearest length at any temperature. At one length lower temperatures may
+  have more reward, so that SFT itself is not at 0 there: compare with its row.
 - wins: share of comparisons of responses to the same prompt that have more reward; ties count half. R-1, R-2, R-L:
   ROUGE F1. imperative, sentence, short, found: the rules of the house style.
 - KL: mean over sampled responses of log pi - log pi_0, summed over the response, in nats. entropy: minus the mean

@@ -129,12 +129,12 @@ class WorkflowSettings(PairSettings):
     """docstrings held out: of the test split, or those of the validation split that no iteration asks about, to choose
     settings by"""
     baseline_temperatures: tuple[float, ...] = (0.85, 0.7, 0.5, 0.3)
-    """lower temperatures at which the SFT model is measured too: what no learning reaches; empty: none"""
+    """lower temperatures at which the SFT model is measured too, which takes no learning; none: none of them"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "temperatures", tuple(self.temperatures))
-        object.__setattr__(self, "baseline_temperatures", tuple(self.baseline_temperatures))
+        object.__setattr__(self, "baseline_temperatures", tuple(sorted(self.baseline_temperatures, reverse=True)))
         lowest = {"iterations": 1, "prompts": 1, "candidates": 2, "max_new_tokens": 1, "concurrency": 1}
         check_lowest(self, lowest | {"eval_prompts": 2, "eval_samples": 1})
         check_choices(self, {"long_prompts": get_args(LongPrompts)})
@@ -173,6 +173,8 @@ class WorkflowSettings(PairSettings):
             raise ValueError(f"temperatures={self.temperatures}: give at least one, all of them finite and above 0")
         if not all(0.0 < t < 1.0 for t in self.baseline_temperatures):
             raise ValueError(f"baseline_temperatures={self.baseline_temperatures}: all of them between 0 and 1")
+        if len(set(self.baseline_temperatures)) < len(self.baseline_temperatures):
+            raise ValueError(f"baseline_temperatures={self.baseline_temperatures}: each one once")
         if self.opponent is not None and self.candidates != 2 * self.pairs_per_prompt:
             raise ValueError(
                 f"pairs={self.pairs!r} compares every draw, half of them from each policy: it needs candidates="
