@@ -211,7 +211,7 @@ def test_a_judge_of_ones_own_runs_the_whole_workflow(run, tmp_path, monkeypatch)
 def test_a_gold_reward_that_is_asked_for_needs_its_references(run, tmp_path):
     plan, _ = run
     file = tmp_path / "prompts.jsonl"
-    file.write_text("".join(json.dumps({"prompt": f"open file {word}"}) + "\n" for word in WORDS + ["read row"]))
+    file.write_text("".join(json.dumps({"prompt": f"open file {word}"}) + "\n" for word in [*WORDS, "read row"]))
     settings = replace(plan.settings, prompts_file=str(file), judge="style", gold="content", prompts=4, eval_prompts=2)
     training = replace(plan.training, output_dir=str(tmp_path / "run"))
     with pytest.raises(ValueError, match="gold='content' needs a `reference` in every row"):

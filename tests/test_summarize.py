@@ -18,6 +18,7 @@ from rlhf_lab.workflow.candidates import Candidate, response_text
 from rlhf_lab.workflow.evaluation import evaluate_policy, response_log_ratios
 from rlhf_lab.workflow.loop import open_loop, run_workflow
 from rlhf_lab.workflow.measures import policy_measures, win_rates
+from rlhf_lab.workflow.page import what_was_done
 from rlhf_lab.workflow.pairs import expected_flips, make_pairs, pair_examples
 from rlhf_lab.workflow.presets import Plan, workflow_preset
 from rlhf_lab.workflow.prompts import choose_documents, document_rows, prompt_ids
@@ -302,6 +303,19 @@ def test_verdicts_say_when_a_method_learns_nothing():
         "DPO samples better than the SFT model, greedy text WORSE, and no lower temperature was measured: +0.2000"
     )
     assert label(row, loop=True) == "DPO, iteration 1"
+
+
+def test_the_report_says_which_pairs_and_which_reward():
+    """Methods share the pairs of one iteration; in a loop each goes on with what its own policies wrote."""
+    once = {"iterations": 1, "prompts": 4, "candidates": 4, "temperatures": [1.0], "pairs": "best/worst", "data": "all"}
+    once |= {"pairs_per_prompt": 1, "judge": "house", "gold": "house", "labels": "argmax", "eval_prompts": 6}
+    results = {"objectives": {"dpo": {}, "wpo": {}}, "judges": ["gold"], "seconds": 1.0}
+    said = what_was_done(results | {"settings": once | {"eval_split": "test"}})
+    assert "learned from the same pairs. Measured on 6 held-out prompts." in said and "true reward" not in said
+    loop = once | {"iterations": 2, "judge": "mine:f", "eval_split": "validation"}
+    said = what_was_done(results | {"judges": ["score", "gold"], "settings": loop})
+    assert "judge mine:f, true reward house, labels" in said and "held-out prompts of the validation split" in said
+    assert "from the same pairs at first, later from its own policies' beside them." in said
 
 
 def test_tables_have_rivals_sft_and_every_method(job):

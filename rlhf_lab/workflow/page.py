@@ -19,7 +19,7 @@ def markdown(results: dict, figure: str, alt: str) -> str:
     """report.md: what was done, the figure, tables of rewards, costs and times, samples, and all settings."""
     settings = results["settings"]
     sentences = "\n".join(f"- {sentence}" for sentence in [*verdicts(results), *corpus_note(results)])
-    sections = ["# Preference optimisation", _what_was_done(results), sentences, f"![{alt}]({figure})"]
+    sections = ["# Preference optimisation", what_was_done(results), sentences, f"![{alt}]({figure})"]
     for judge in reversed(results["judges"]):
         for decoding, note in (
             ("sampled", f"{settings['eval_samples']} draws a prompt at temperature 1"),
@@ -45,18 +45,25 @@ def markdown(results: dict, figure: str, alt: str) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _what_was_done(results: dict) -> str:
+def what_was_done(results: dict) -> str:
+    """The run in a few sentences: prompts, candidates, pairs, judge, what was measured on, and how long it took."""
     settings = results["settings"]
     loop = f"{settings['iterations']} iterations of " if is_loop(results) else ""
     labels = settings["labels"]
     if labels == "bradley-terry":
         labels += f" at temperature {settings['label_temperature']}"
-    shared = " Every method learned from the same pairs." if len(results["objectives"]) > 1 else ""
+    shared = " Every method learned from the same pairs" if len(results["objectives"]) > 1 else ""
+    if shared:
+        own = "its own policies' alone" if settings["data"] == "newest" else "its own policies' beside them"
+        shared += f" at first, later from {own}." if is_loop(results) else "."
+    proxy = "gold" in results["judges"] and settings["gold"] != settings["judge"]
+    gold = f", true reward {settings['gold']}" if proxy else ""
+    split = " of the validation split, to choose settings by" if settings["eval_split"] == "validation" else ""
     return (
         f"{loop}{settings['prompts']} prompts, {settings['candidates']} candidates each at temperatures "
         f"{', '.join(map(str, settings['temperatures']))}; pairs {settings['pairs']}, {settings['pairs_per_prompt']} a "
-        f"prompt; judge {settings['judge']}, labels {labels}.{shared} Measured on {settings['eval_prompts']} held-out "
-        f"prompts. All stages together took {results['seconds']:.0f} s."
+        f"prompt; judge {settings['judge']}{gold}, labels {labels}.{shared} Measured on {settings['eval_prompts']} "
+        f"held-out prompts{split}. All stages together took {results['seconds']:.0f} s."
     )
 
 
