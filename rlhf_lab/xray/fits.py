@@ -1,5 +1,7 @@
 """From gradients on a grid to a curve: logistic, hinge, squared, or none of them."""
 
+import math
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -44,7 +46,7 @@ def fit_curve(d: Tensor, g: Tensor) -> Curve:
         return step
     if smooth.residual > EXACT:
         shifted = _logistic(d, g, True)
-        smooth = shifted if shifted.residual < 0.1 * smooth.residual else smooth
+        smooth = shifted if shifted.residual < min(10 * EXACT, 0.1 * smooth.residual) else smooth
     best = min((line, step, smooth), key=lambda curve: curve.residual)
     return best if best.residual < GOOD else best._replace(fit="other")
 
@@ -74,9 +76,10 @@ def _hinge(d: Tensor, g: Tensor) -> Curve:
 
 def _logistic(d: Tensor, g: Tensor, shifted: bool) -> Curve:
     """Gauss-Newton on log beta (and the offset) with low and size solved at each step, from the best of a grid."""
-    starts = [torch.tensor([beta, 0.0], dtype=d.dtype).clamp(min=1e-6) for beta in torch.logspace(-4, 1.5, 23)]
-    best = min(((float(_error(start, d, g)), n) for n, start in enumerate(starts)), key=lambda pair: pair[0])[1]
-    theta = torch.stack([starts[best][0].log(), torch.zeros((), dtype=d.dtype)])
+    offsets = (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0) if shifted else (0.0,)
+    starts = list(product(torch.logspace(-4, 1.5, 23).tolist(), offsets))
+    beta, offset = min(starts, key=lambda start: _error(*start, d, g))
+    theta = torch.tensor([math.log(beta), offset], dtype=d.dtype)
     for _ in range(60):
         theta = _gauss_newton(theta, d, g, shifted)
     beta, offset = float(theta[0].exp()), float(theta[1])
@@ -91,10 +94,9 @@ def _levels(beta: float, offset: float, d: Tensor, g: Tensor) -> tuple[float, fl
     return float(solved[0]), float(solved[1])
 
 
-def _error(start: Tensor, d: Tensor, g: Tensor) -> Tensor:
-    beta = float(start[0])
-    low, size = _levels(beta, 0.0, d, g)
-    return (low + size * torch.sigmoid(-beta * d) - g).abs().max()
+def _error(beta: float, offset: float, d: Tensor, g: Tensor) -> float:
+    low, size = _levels(beta, offset, d, g)
+    return float((low + size * torch.sigmoid(offset - beta * d) - g).abs().max())
 
 
 def _gauss_newton(theta: Tensor, d: Tensor, g: Tensor, shifted: bool) -> Tensor:
