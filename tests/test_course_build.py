@@ -108,7 +108,8 @@ def test_build_then_check_agree_and_every_kind_of_staleness_is_caught(tmp_path, 
     assert any("structure of outputs" in problem for problem in build_notebooks(tmp_path, check=True))
     path.write_text(text, encoding="utf-8")
     (tmp_path / "notebooks" / "02_orphan.ipynb").write_text(text, encoding="utf-8")
-    master.write_text(master.read_text().replace("shows: a build", "shows: two builds"), encoding="utf-8")
+    readme = tmp_path / "README.md"
+    readme.write_text(readme.read_text().replace("Does it build?", "Did it build?"), encoding="utf-8")
     found = " ".join(build_notebooks(tmp_path, check=True))
     assert "02_orphan.ipynb has no master" in found and "README" in found and "stale" not in found
 
