@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Objective (objective=wpo,beta=0.2)",
     )
     parser.add_argument("--claim", choices=tuple(PRESETS), help="what it should be (default: the nearest preset)")
-    parser.add_argument("--format", choices=FORMATS, default="text", help="of the page (default: text)")
+    parser.add_argument("--format", choices=FORMATS, default="text", help="format of the page (default: text)")
     parser.add_argument("--output", metavar="FILE", help="write the page there (default: to the terminal)")
 
 
