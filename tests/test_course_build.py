@@ -60,7 +60,7 @@ def run_cell(source: str, budget: float = 600):
 
 def test_build_then_check_agree_and_every_kind_of_staleness_is_caught(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # nothing may depend on where the command is run
-    master = make_course(
+    make_course(
         tmp_path,
         """\
         # %% [markdown]
