@@ -203,7 +203,7 @@ PRESETS: dict[str, Objective] = {
     "cdpo": Objective(label_smoothing=0.1),
     "wpo": Objective(weighting="sampled"),
     "vpo-online": Objective(alpha=1e-4, stance="optimistic", calibration="reference"),
-    "vpo-offline": Objective(alpha=0.2, stance="pessimistic", calibration="chosen"),
+    "vpo-offline": Objective(alpha=1.0, stance="pessimistic", calibration="chosen"),
     # XPO's coefficient of the summed log-ratio is 1e-5 = alpha * beta.
     "xpo": Objective(alpha=1e-4, stance="optimistic", calibration="reference"),
     # .005 on the summed log-ratio. RPO (arXiv 2405.16436) has eta .005 at beta .01, and its released code multiplies it

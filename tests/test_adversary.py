@@ -113,7 +113,7 @@ def test_a_long_prompt_is_refused_cut_or_dropped(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"row 5: 40 tokens.*--long_prompts truncate or drop"):
         run_workflow(*toy_run(tmp_path / "a", str(tmp_path / "sft"), **options))
     run_workflow(*toy_run(tmp_path / "b", str(tmp_path / "sft"), long_prompts="truncate", **options))
-    assert "1 prompts of more than 26 tokens are cut to their last 26 tokens" in capsys.readouterr().out
+    assert "1 prompt of more than 26 tokens is cut to the last 26 tokens" in capsys.readouterr().out
     longest = max(
         table(tmp_path / "b", 0, "prompts") + table(tmp_path / "b", 1, "prompts"), key=lambda r: len(r["ids"])
     )

@@ -299,7 +299,7 @@ def test_missing_weights_are_refused_not_drawn(tmp_path):
     state = model.state_dict()
     del state["model.layers.1.mlp.up_proj.weight"]
     model.save_pretrained(tmp_path, state_dict=state)
-    with pytest.raises(ValueError, match=r"lacks 1 weights of a LlamaForCausalLM .*layers.1.mlp.up_proj"):
+    with pytest.raises(ValueError, match=r"lacks 1 weight of a LlamaForCausalLM .*layers.1.mlp.up_proj"):
         load_model(str(tmp_path))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +21,16 @@ from rlhf_lab.workflow.baselines import (
     by_temperature,
     curve,
     same_length,
+    sft_against_itself,
     tempered_measures,
+    tempered_stage,
     unlearned_texts,
 )
-from rlhf_lab.workflow.loop import run_workflow
-from rlhf_lab.workflow.run import CONTENT
-from tests.toy import save_toy, toy_corpus, toy_model
+from rlhf_lab.workflow.evaluation import evaluation_stage
+from rlhf_lab.workflow.loop import open_loop, run_workflow
+from rlhf_lab.workflow.prompts import prompt_pools, prompts_stage
+from rlhf_lab.workflow.run import CONTENT, NamedJudge
+from tests.toy import WORDS, save_toy, toy_corpus, toy_model
 from tests.workflow_toy import toy_run
 
 WIDTH = 32
@@ -93,6 +98,19 @@ def test_a_gain_is_what_is_left_of_it_at_equal_kl_and_at_equal_length():
     assert same_length(longer, points, "gold") == pytest.approx([0.3, 0.2])
 
 
+def test_at_equal_length_the_sft_model_itself_shows_what_its_temperatures_differ_by():
+    """One length, rewards 0 and .6 at T 1, .3 at .5, .9 greedy: each of its own against the mean of all the others."""
+    first, second, cold, greedy = ([row[0] for row in point([r, r], 0.0)] for r in (0.0, 0.6, 0.3, 0.9))
+    points = {1.0: [list(rows) for rows in zip(first, second, strict=True)]}
+    points |= {0.5: [[row] for row in cold], 0.0: [[row] for row in greedy]}
+    sampled, best = sft_against_itself(points, "gold")
+    assert sampled["vs_same_length"]["mean"] == pytest.approx(((0.0 - 0.6) + (0.6 - 0.4)) / 2)
+    assert best["vs_same_length"]["mean"] == pytest.approx(0.9 - 0.45)
+    copied = [row | {"decoding": name} for rows in (first, greedy) for row in rows for name in ("sampled", "greedy")]
+    copied = [row for row in copied if (row["gold"] == 0.9) == (row["decoding"] == "greedy")]
+    assert against_tempered(copied, points, "gold")[1] == best  # a policy whose greedy text is SFT's
+
+
 def test_texts_that_no_model_wrote():
     row = {
         "prompt": "one two three four five six seven eight, nine ten eleven twelve thirteen <tldr>",
@@ -129,6 +147,7 @@ def test_the_run_measures_every_temperature_on_the_same_prompts(run):
     assert kl[0] == 0.0 and kl == sorted(kl)
     assert {"vs_tempered", "vs_same_length"} <= results["policies"][1]["gold"].keys()
     assert "vs_same_length" in results["policies"][1]["gold"]["greedy"]
+    assert "vs_same_length" in results["policies"][0]["gold"] and "vs_tempered" not in results["policies"][0]["gold"]
     assert results["best_of_n"][0]["kl"] == pytest.approx(math.log(2) - 0.5)
     names = results["policies"][0]["stages"]
     sft, tempered = (read_rows(Artefact(_folder(plan, names[name]), "", {})) for name in ("evaluation", "tempered"))
@@ -148,6 +167,9 @@ def test_a_run_may_go_without(run, tmp_path):
     assert results["tempered"] == [] and "vs_tempered" not in results["policies"][1]["gold"]
     with pytest.raises(ValueError, match="baseline_temperatures"):
         replace(plan.settings, baseline_temperatures=(1.0,))
+    with pytest.raises(ValueError, match="each one once"):
+        replace(plan.settings, baseline_temperatures=(0.5, 0.5))
+    assert replace(plan.settings, baseline_temperatures=(0.2, 0.5)).baseline_temperatures == (0.5, 0.2)
 
 
 def test_settings_are_chosen_on_documents_that_are_neither_learned_from_nor_reported(run, tmp_path):
@@ -184,3 +206,41 @@ def test_a_judge_of_ones_own_runs_the_whole_workflow(run, tmp_path, monkeypatch)
     assert results["judges"] == ["score", "gold"]
     assert row["score"]["reward"]["mean"] == pytest.approx(-row["characters"]["mean"])
     assert {"vs_tempered", "vs_same_length"} <= row["score"].keys() & row["gold"].keys()
+
+
+def test_a_gold_reward_that_is_asked_for_needs_its_references(run, tmp_path):
+    plan, _ = run
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"open file {word}"}) + "\n" for word in [*WORDS, "read row"]))
+    settings = replace(plan.settings, prompts_file=str(file), judge="style", gold="content", prompts=4, eval_prompts=2)
+    training = replace(plan.training, output_dir=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match="gold='content' needs a `reference` in every row"):
+        run_workflow(settings, plan.objectives, training)
+
+
+def relative(name: str, wins: Callable[[str, str], bool]) -> NamedJudge:
+    """A judge of pairs: 1 for the response that wins against the other one given, 0 for both of equal ones."""
+
+    def judge(prompts, responses, references):
+        return [[float(wins(a, b)), float(wins(b, a))] for a, b in responses]
+
+    return NamedJudge(name, lambda: judge, relative=True)
+
+
+def test_a_relative_judge_compares_every_temperature_with_the_same_responses(run, tmp_path):
+    """Greedy ones too, and of two judges in one folder each has its own: both give 1/2 to all that SFT sampled."""
+    plan, _ = run
+    training = replace(plan.training, output_dir=str(tmp_path))
+    first = open_loop(plan.settings, plan.objectives["dpo"], training, corpus=toy_corpus(60))
+    _, held_out = prompt_pools(plan.settings, first.tokenizer, 0, 16, toy_corpus(60))
+    found = {}
+    for judge in (relative("longer", lambda a, b: len(a) > len(b)), relative("shorter", lambda a, b: len(a) < len(b))):
+        loop = replace(first, judge=judge)
+        asked = prompts_stage(loop, 0, held_out)
+        sft = evaluation_stage(loop, 0, asked, loop.sft)
+        found[judge.identity] = by_temperature(read_rows(tempered_stage(loop, asked, sft)), read_rows(sft))
+    for i, (row,) in enumerate(found["longer"][0.0]):
+        against = [len(other["text"]) for other in found["longer"][1.0][i]]
+        assert row["score"] == np.mean([len(row["text"]) > length for length in against])
+    lower = [[r["score"] for rows in found[name][0.2] for r in rows] for name in found]
+    assert np.add(*lower).max() <= 1.0 and lower[0] != lower[1]

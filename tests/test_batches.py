@@ -99,7 +99,7 @@ def test_refuses_missing_and_impossible_limits():
     examples = [example(3, 4, row=5), example(1, 1)]
     with pytest.raises(ValueError, match="give tokens_per_batch, examples_per_batch, or both"):
         token_budget_batches(examples, seed=0, epoch=0)
-    with pytest.raises(ValueError, match=r"1 examples exceed tokens_per_batch=6, e.g. row 5 with 7 tokens"):
+    with pytest.raises(ValueError, match=r"1 example beyond tokens_per_batch=6, e.g. row 5 of 7 tokens"):
         token_budget_batches(examples, 6, seed=0, epoch=0)
     with pytest.raises(ValueError, match="examples_per_batch must be at least 1, got 0"):
         token_budget_batches(examples, 60, 0, seed=0, epoch=0)

@@ -21,6 +21,9 @@ from rlhf_lab.commands.workflow import SHARED
 from rlhf_lab.common.arguments import Parser, add_fields, build, read_values, read_yaml, type_hints
 from rlhf_lab.common.conversion import convert
 from rlhf_lab.common.files import PathText
+from rlhf_lab.common.words import counted
+from rlhf_lab.data.problems import RowReport
+from rlhf_lab.data.tokens import TruncationCounts
 from rlhf_lab.judges.cross_validation import JudgeSettings
 from rlhf_lab.training.settings import TrainingSettings
 from rlhf_lab.workflow.settings import WorkflowSettings
@@ -423,3 +426,29 @@ def test_a_flag_of_former_days_names_the_one_of_today(command, before, now, tmp_
 def test_a_name_that_a_command_still_has_is_no_former_one(capsys):
     assert cli.main(["judge", "--data", "x.jsonl", "--epochs", "nan"]) == 2
     assert "it is now" not in capsys.readouterr().err
+
+
+FRAGMENT = re.compile(r"(of|at|by|for|with|in|to|from|per|on|each is)\b")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_the_help_of_a_flag_says_what_the_flag_is(name):
+    """It does not go on from the flag's name: "of the sampler" is no sentence, and no part of one."""
+    parser = Parser(prog=f"rlhf-lab {name}")
+    importlib.import_module(cli.COMMANDS[name].module).add_arguments(parser)
+    assert [action.help for action in parser._actions if action.help and FRAGMENT.match(action.help)] == []
+
+
+def test_numbers_with_their_nouns():
+    assert [counted(n, "row") for n in (0, 1, 2, 123456789)] == ["0 rows", "1 row", "2 rows", "123456789 rows"]
+    assert [counted(x, "epoch") for x in (1.0, 1.5, 2.0)] == ["1 epoch", "1.5 epochs", "2 epochs"]
+
+
+def test_no_message_has_a_number_before_a_plural_of_its_own(tmp_path):
+    """One row, one prompt, one problem: as a table of one row has them."""
+    report = RowReport("p.jsonl", 1)
+    assert str(report) == "p.jsonl: its only row is usable"
+    assert str(TruncationCounts(examples=1, prompts_cut=1, prompt_tokens_cut=1, special_spellings=1)).splitlines() == [
+        "1 example; 1 prompt cut at the start (1 token), 0 responses cut at the end (0 tokens)",
+        "1 text spells a special token: read as plain text",
+    ]

@@ -60,7 +60,7 @@ def run_cell(source: str, budget: float = 600):
 
 def test_build_then_check_agree_and_every_kind_of_staleness_is_caught(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # nothing may depend on where the command is run
-    master = make_course(
+    make_course(
         tmp_path,
         """\
         # %% [markdown]
@@ -108,7 +108,8 @@ def test_build_then_check_agree_and_every_kind_of_staleness_is_caught(tmp_path, 
     assert any("structure of outputs" in problem for problem in build_notebooks(tmp_path, check=True))
     path.write_text(text, encoding="utf-8")
     (tmp_path / "notebooks" / "02_orphan.ipynb").write_text(text, encoding="utf-8")
-    master.write_text(master.read_text().replace("shows: a build", "shows: two builds"), encoding="utf-8")
+    readme = tmp_path / "README.md"
+    readme.write_text(readme.read_text().replace("Does it build?", "Did it build?"), encoding="utf-8")
     found = " ".join(build_notebooks(tmp_path, check=True))
     assert "02_orphan.ipynb has no master" in found and "README" in found and "stale" not in found
 
@@ -263,8 +264,8 @@ def test_masters_are_checked(tmp_path, old, new, message):
 def test_readme_table_and_unknown_names(tmp_path):
     master = read_master(make_course(tmp_path, "# %%\nx = 1\n", budget=90))
     table = readme_table([master])
-    assert "| [01_small](notebooks/01_small.ipynb) | Does it build? | a build | 2 minutes |" in table
-    assert "| a \\| b |" in readme_table([replace(master, shows="a | b")])
+    assert "| [01_small](notebooks/01_small.ipynb) | Does it build? | 2 minutes |" in table
+    assert "| a \\| b |" in readme_table([replace(master, title="a | b")])
     text = between_markers(README, table)
     assert between_markers(text, table) == text and text.endswith("The end.\n")
     assert [minutes(s) for s in (30, 60, 240)] == ["30 seconds", "1 minute", "4 minutes"]

@@ -181,11 +181,26 @@ def test_beam_rows():
     assert own[0]["implicit_reward"] == pytest.approx(0.0, abs=1e-6)
 
 
+def test_beams_are_rewarded_by_the_judge_given_with_prompts_texts_and_references():
+    """A judge that gives 2 to the first prompt and 5 to the second: their mean is 3.5, and it saw both references."""
+    documents, heard = [("w5 w6", "w7"), ("w8", "w9 w10")], []
+
+    def judge(prompts, responses, references):
+        heard.append((list(prompts), list(references)))
+        return [[2.0], [5.0]]
+
+    policy, options = tiny_llama(0), {"widths": (1,), "max_new_tokens": 2}
+    (row,) = beam_table({0.1: policy}, policy, tiny_tokenizer(), documents, judge=judge, **options)
+    assert row["reward"] == pytest.approx(3.5) and heard == [(["w5 w6", "w8"], ["w7", "w9 w10"])]
+
+
 def test_html_shows_tokens_values_and_scale_and_escapes():
     html = credit_html(["a", " <b>", "\n"], [0.5, -1.25, 0.0], caption="x & y")
     assert "&lt;b&gt;" in html and "<b>" not in html and "x &amp; y" in html and "↵" in html
     assert re.findall(r'title="([^"]*)"', html) == ["+0.500", "-1.250", "+0.000"]
-    assert "-1.25" in html and "+1.25" in html  # the ends of the scale
+    assert "-1.25" in html and "+1.25 beta log-ratio" in html  # the ends of the scale, and what it measures
+    surprise = credit_html(["a"], [0.5], label="log-prob")
+    assert "+0.50 log-prob" in surprise and "log-ratio" not in surprise
     assert _background(0.0, 1.0) == "#ffffff"
 
 

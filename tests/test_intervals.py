@@ -27,6 +27,7 @@ from rlhf_lab.common.intervals import (
     t_quantile,
     wilson,
 )
+from rlhf_lab.common.student import clustered_mean
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,7 @@ def test_variance_and_degrees_over_unequal_groups(sizes):
     covariance V of the residuals itself, for group means of variance 1.
     """
     names = np.repeat(np.arange(len(sizes)), sizes).tolist()
-    forms = [intervals._clustered(row, names) for row in np.eye(len(names))]
+    forms = [clustered_mean(row, names) for row in np.eye(len(names))]
     assert sum(error**2 for _, error, _, _ in forms) == pytest.approx(1 / len(names))
     weights = np.array(sizes) / sum(sizes)
     centring = np.eye(len(sizes)) - np.outer(np.ones(len(sizes)), weights)

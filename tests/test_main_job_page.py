@@ -10,6 +10,7 @@ from rlhf_lab.authoring.readme import main_job_tables
 from rlhf_lab.common.assets import PACKAGE
 from rlhf_lab.common.intervals import over_runs
 from rlhf_lab.common.plots import METHOD_LABELS
+from rlhf_lab.objective import PRESETS
 from rlhf_lab.workflow.presets import LEARNING_RATES
 
 DOCS = PACKAGE.parent / "docs"
@@ -34,6 +35,7 @@ def record(shift: float) -> dict:
         {"temperature": t, "kl": interval(kl), "gold": interval(0.3 + kl / 20)} for t, kl in ((1, 0), (0.5, 4), (0, 8))
     ]
     return {
+        "samples": [{"prompt": "a b <tldr>", "reference": "c", "policies": {"sft": {"greedy": "d " * 80}}}],
         "unlearned": {"first 12 words": {"reward": interval(0.2), "parts": policy("sft", 0, 0, 0)["parts"]["greedy"]}},
         "tempered": tempered,
         "best_of_n": [{"n": 2, "kl": 0.19, "gold": interval(0.4)}],
@@ -62,6 +64,12 @@ def test_the_table_has_every_rival_and_intervals_over_runs_and_documents(records
     assert gain["mean"] == pytest.approx(0.052) and gain["high"] - gain["low"] > 0.02  # the documents' alone is .02
     assert f"{gain['mean']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})" in sampled[-2]
     assert "| 0.200 | 0.750 |" in greedy[-1]  # content, and style = (1 + 1 + .5 + .5) / 4
+    block = main_job.samples(records).split("\n")
+    assert (
+        block[1:3] == ["document     a b", "author       c"]
+        and block[3].startswith("SFT          d d")
+        and len(block[3]) < 120
+    )
     assert "DPO minus VPO offline" in main_job.contrasts_table(records)
 
 
@@ -81,7 +89,7 @@ def test_the_picture_has_the_curve_and_every_method(records):
     assert curve.get_ydata() == pytest.approx([0.3, 0.5, 0.7])
     texts = [text.get_text() for text in frontier.texts]
     assert {"DPO", "VPO offline", "SFT, greedy", "T 0.5", "SFT, T 1"} == set(texts)
-    assert "SFT" in [text.get_text() for text in made_of.texts]
+    assert {"SFT", "DPO", "VPO offline"} <= {line.get_label() for line in made_of.get_lines()}
     assert "DPO 0.402 sampled at 2.0 nats, 0.502 greedy, of content 0.200 and style 0.750" in main_job.alt(records)
 
 
@@ -99,11 +107,16 @@ def test_the_published_tables_are_those_of_the_stored_runs():
     assert published.strip() == main_job.validation_table(tried).strip()
     assert {record["settings"]["eval_split"] for record in tried} == {"validation"}  # and never the reported ones
     assert {record["settings"]["eval_split"] for record in stored} == {"test"}
-    rates = {row["policy"]: row["learning_rate"] for row in stored[0]["policies"][1:]}
-    greedy: dict = {}
-    for row in (row for record in tried for row in record["policies"][1:] if not row["changed"]):
-        greedy.setdefault(row["policy"], {})[row["learning_rate"]] = row["gold"]["greedy"]["delta_vs_sft"]["mean"]
-    assert rates == {name: max(gains, key=gains.get) for name, gains in greedy.items()} == LEARNING_RATES
+    best: dict = {}
+    for each in tried:
+        for row in each["policies"][1:]:
+            setting = each["objectives"][row["policy"]]["alpha"], row["learning_rate"]
+            best[row["policy"]] = max(best.get(row["policy"], (-1.0, None)), (main_job.smaller_gain(row), setting))
+    chosen = {row["policy"]: row["learning_rate"] for row in stored[0]["policies"][1:]}
+    assert chosen == LEARNING_RATES
+    for name, rate in chosen.items():
+        assert best[name][1] == (PRESETS[name].alpha, rate)
+        assert stored[0]["objectives"][name]["alpha"] == PRESETS[name].alpha
     settings = [{**row["settings"], **row["training"]} for row in stored]
     for each in settings:
         each.pop("seed"), each.pop("output_dir")

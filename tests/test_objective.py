@@ -406,7 +406,7 @@ def test_presets_have_their_published_coefficients():
         "cdpo": (0.1, 0.0, 1, None, None, 0.1),
         "wpo": (0.1, 0.0, 1, None, "sampled", 0.0),
         "vpo-online": (0.1, 1e-5, 1, "reference", None, 0.0),
-        "vpo-offline": (0.1, 0.02, -1, "chosen", None, 0.0),
+        "vpo-offline": (0.1, 0.1, -1, "chosen", None, 0.0),
         "xpo": (0.1, 1e-5, 1, "reference", None, 0.0),
         "rpo": (0.01, 0.005, -1, "chosen", None, 0.0),
         "wpo+vpo-offline": (0.1, 0.02, -1, "chosen", "sampled", 0.0),

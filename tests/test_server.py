@@ -20,7 +20,6 @@ from rlhf_lab.common.assets import small_model_path
 from rlhf_lab.data.docstrings import DocstringPair
 from rlhf_lab.engine.serving.exchange import ServerError
 from rlhf_lab.engine.serving.sampling import plain_sampling, server_sample
-from rlhf_lab.workflow import results
 from rlhf_lab.workflow.loop import run_workflow
 from tests.training_helpers import EOS, tiny_tokenizer
 from tests.workflow_toy import toy_run
@@ -345,7 +344,7 @@ def test_transformers_serve(served):
     cut = server_sample(served, folder, prompts, tokenizer, max_new_tokens=3, **options)
     # Greedy by default (its generation_config.json does not sample): the very tokens of our own greedy search.
     greedy = server_sample(served, folder, prompts, tokenizer, max_new_tokens=8, timeout=600.0)
-    with pytest.raises(ServerError, match=r"answered 500 .*gave up after 1 attempts"):
+    with pytest.raises(ServerError, match=r"answered 500 .*gave up after 1 attempt"):
         server_sample(served, "other/model", prompts, tokenizer, retries=0)
     assert len({tuple(response) for row in rows for response in row}) > 3
     assert all(response[-1] == EOS or len(response) >= 40 for row in rows for response in row)
@@ -373,9 +372,9 @@ def test_transformers_serve_ends_at_every_id_that_it_is_told(served):
     assert drawn([EOS, whole[place]]) == [*whole[: place + 1], EOS]
 
 
-def test_transformers_serve_draws_for_the_online_loop(served, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("no_figure")
+def test_transformers_serve_draws_for_the_online_loop(served, tmp_path):
     """Without a model of its own it loads the iterate that each request names; it gives no log-probs to judge by."""
-    monkeypatch.setattr(results, "write_figure", lambda numbers, path: "a figure that is not drawn")
     tiny = {"prompts": 2, "eval_prompts": 2, "eval_samples": 1, "max_steps": 1, "max_new_tokens": 5}
     corpus = [
         DocstringPair(f"Returns {i} rows of the table.", "Rows.", ("validation", "test")[i % 2], "toy", str(i))

@@ -4,7 +4,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from rlhf_lab.common.intervals import mean_interval, t_quantile
+from rlhf_lab.common.intervals import mean_interval
+from rlhf_lab.common.student import t_quantile
 from rlhf_lab.studies.many import correction_note, holm, weaker, widened
 from rlhf_lab.studies.text.frontier import above_curve, curve_contrast, draw_curve, gold_of, learned, methods
 

@@ -155,19 +155,19 @@ def made_up(gold_path, score_path, longer=20.0):
 @pytest.mark.parametrize(
     ("gold", "score", "word"),
     [
-        ([0.1, 0.12, 0.14], [0, 1, 2], "yes"),
+        ([0.1, 0.12, 0.14], [0, 1, 2], "above SFT's curve"),
         ([0.1, 0.14, 0.12], [0, 1, 2], "only at first"),
-        ([0.1, 0.12, 0.05], [0, 1, 2], "no"),
-        ([0.1, 0.10, 0.1], [0, 1, 2], "not detectably"),
-        ([0.1, 0.12, 0.14], [0, 0, 0], "its score did not rise"),
+        ([0.1, 0.12, 0.05], [0, 1, 2], "below SFT's curve"),
+        ([0.1, 0.10, 0.1], [0, 1, 2], "on SFT's curve"),
+        ([0.1, 0.12, 0.14], [0, 0, 0], "untested"),
     ],
 )
 def test_the_answer_is_what_the_data_say(gold, score, word):
     results = made_up(gold, score)
-    if word == "not detectably":
+    if word.startswith("on "):
         results["paths"]["learned"]["gold"][-1] = [0.09, 0.11, 0.09, 0.11]
-    style = "for style alone: no, with style rising by 0.25 and content falling by 0.10."
-    assert reward_hacking.answer(results) == f"For a learned judge: {word}; {style}"
+    style = "by style alone: below SFT's curve, with style rising by 0.25 and content falling by 0.10."
+    assert reward_hacking.answer(results) == f"Gold by a learned judge: {word}; {style}"
 
 
 def test_a_part_that_does_not_move_is_said_to_be_unclear():

@@ -16,7 +16,7 @@ FLOORS = (
     {"bradley_terry", "engine"},
     {"worlds"},
     {"training"},
-    {"judges"},
+    {"judges", "xray"},
     {"credit"},
     {"workflow"},
     {"pretraining"},

@@ -1,5 +1,8 @@
 """The house style and the judges made of it: every rule by hand, scripts other than Latin, judges of one's own."""
 
+import json
+
+import numpy as np
 import pytest
 
 from rlhf_lab.data.docstrings import DocstringPair
@@ -16,7 +19,8 @@ from rlhf_lab.judges.style import (
     third_person,
 )
 from rlhf_lab.workflow.prompts import Row
-from rlhf_lab.workflow.scores import gold_judge, gold_scores, named_judge
+from rlhf_lab.workflow.run import NamedJudge
+from rlhf_lab.workflow.scores import gold_judge, gold_scores, named_judge, scores
 
 VERBS = frozenset({"return", "open"})
 DOCUMENT = "The mapping of names to open files, which the caller closes."
@@ -52,6 +56,9 @@ def test_every_rule_by_hand(summary, expected):
         ("返回文件。打开。", False),
         ("Возвращает файл.", True),
         ("возвращает файл.", False),
+        ("Возвращает файл, т. е. строку.", True),  # an abbreviation: lower case goes on behind it, as in "e.g. a"
+        ("Возвращает файл. Открывает его.", False),
+        ("返回文件！打开。", False),
         ("फ़ाइल लौटाएँ।", True),
         ("Return it?", False),
         ("  Return it.  ", True),
@@ -129,6 +136,12 @@ def few(prompt, response):
 
 def none(prompt, response, reference):
     pass
+
+def huge(prompt, response, reference):
+    return 10**400
+
+def leaves(prompt, response, reference):
+    raise SystemExit(0)
 """
 
 
@@ -158,19 +171,27 @@ def test_an_edited_judge_is_another_judge(module):
 
 
 @pytest.mark.parametrize(
-    ("name", "error", "match"),
+    ("name", "match"),
     [
-        ("my_judges:tall", ValueError, "no function 'tall'; it has broken, few, none, short"),
-        ("no_such_module:short", ValueError, "importing no_such_module fails"),
-        ("my_judges:broken", ValueError, "fails at response 'text': ZeroDivisionError"),
-        ("my_judges:none", ValueError, "gave None for response 'text'"),
-        ("my_judges:few", TypeError, "few must take"),
-        ("gold", ValueError, "what was gold is content now"),
-        ("nowhere", ValueError, "no folder with a reward or pairwise preference model"),
+        ("my_judges:tall", "no function 'tall'; it has broken, few, huge, leaves, none, short"),
+        ("no_such_module:short", "importing no_such_module fails"),
+        ("my_judges:broken", "fails at response 'text': ZeroDivisionError"),
+        ("my_judges:none", "gave None for response 'text'"),
+        ("my_judges:few", "my_judges:few': few must take"),
+        ("math:hypot", "hypot must take .*no signature found"),
+        ("my_judges:huge", "gave 10+ for response"),
+        ("my_judges:leaves", "fails at response 'text': SystemExit"),
+        ("quits:short", "importing quits fails: SystemExit"),
+        ("random:short", "random.py has the name of a module that Python itself or a package needs"),
+        ("pyarrow:short", "pyarrow.py has the name of a module"),
+        ("gold", "what was gold is content now"),
+        ("nowhere", "no folder with a reward or pairwise preference model"),
     ],
 )
-def test_what_is_no_judge_is_refused_by_name(module, name, error, match):
-    with pytest.raises(error, match=match):
+def test_what_is_no_judge_is_refused_by_name(module, name, match):
+    for file, text in (("quits", "import sys\nsys.exit(0)"), ("random", MODULE), ("pyarrow", MODULE)):
+        (module / f"{file}.py").write_text(text)
+    with pytest.raises(ValueError, match=match):
         named_judge(name).load()(["p"], [["text"]], None)
 
 
@@ -178,6 +199,43 @@ def test_numbers_of_a_judge_must_be_finite():
     for value in (float("nan"), float("inf"), "1", None):
         with pytest.raises(ValueError, match="must be a finite number"):
             each_response(lambda p, r, ref, value=value: value)(["p"], [["text"]], ["ref"])
+
+
+def test_numbers_of_numpy_are_numbers():
+    for value in (np.float32(1), np.int64(1), np.bool_(True), True):
+        assert each_response(lambda p, r, ref, value=value: value)(["p"], [["text"]], ["ref"]) == [[1.0]]
+
+
+def test_a_judge_cannot_write_into_the_messages_of_a_prompt():
+    def careless(prompt, response, reference):
+        prompt[0]["content"] = response
+        return 0.0
+
+    messages = ({"role": "user", "content": "Opens a file."},)
+    assert each_response(careless)([messages], [["text"]], None) == [[0.0]]
+    assert messages[0]["content"] == "Opens a file."
+
+
+def test_a_judge_of_lists_may_sort_them_and_must_return_numbers():
+    texts = [["b", "a"]]
+
+    def sorts(prompts, responses, references):
+        responses[0].sort()
+        return [[0.0, 1.0]]
+
+    assert scores(NamedJudge("sorts", lambda: sorts), ["p"], texts, None) == [[0.0, 1.0]]
+    assert texts == [["b", "a"]]
+    for wrong in (None, [None], [["x", "y"]], [[None, 1.0]]):
+        judge = NamedJudge("wrong", lambda wrong=wrong: lambda *asked: wrong)
+        with pytest.raises(ValueError, match=r"\(wrong\) did not return a list of numbers for each prompt"):
+            scores(judge, ["p"], texts, None)
+
+
+def test_an_installed_module_is_not_run_again():
+    """importlib.reload(json) would give everybody else's json new classes."""
+    before = json.JSONDecodeError, json.decoder.JSONDecoder
+    assert function_of("json.decoder:JSONDecoder")[0] is before[1]
+    assert (json.JSONDecodeError, json.decoder.JSONDecoder) == before
 
 
 def test_style_is_gold_without_a_reference_and_house_is_not():

@@ -18,6 +18,7 @@ from rlhf_lab.workflow.candidates import Candidate, response_text
 from rlhf_lab.workflow.evaluation import evaluate_policy, response_log_ratios
 from rlhf_lab.workflow.loop import open_loop, run_workflow
 from rlhf_lab.workflow.measures import policy_measures, win_rates
+from rlhf_lab.workflow.page import what_was_done
 from rlhf_lab.workflow.pairs import expected_flips, make_pairs, pair_examples
 from rlhf_lab.workflow.presets import Plan, workflow_preset
 from rlhf_lab.workflow.prompts import choose_documents, document_rows, prompt_ids
@@ -170,7 +171,7 @@ def test_command_line_flags_become_settings(monkeypatch, capsys):
     monkeypatch.setattr(command, "run_workflow", lambda *plan: received.append(plan))
     monkeypatch.setattr(command, "screen", lambda results: "")
     assert cli.main(["summarize"]) == 0
-    assert "460 prompts (docstrings of the installed packages), 3,680 candidates" in capsys.readouterr().out
+    assert "320 prompts (docstrings of the installed packages), 2,560 candidates" in capsys.readouterr().out
     flags = ["--output_dir", "x", "--prompts", "50", "--objective", "dpo,wpo", "--seed", "3"]
     assert cli.main(["summarize", *flags]) == 0
     changes = {"output_dir": "x", "prompts": 50, "objective": ("dpo", "wpo"), "seed": 3}
@@ -283,20 +284,38 @@ def test_verdicts_say_when_a_method_learns_nothing():
 
     said = {
         (0.2, 0.2): "DPO learns what no temperature reaches: +0.2000 (+0.1000 to +0.3000) against the SFT model at the",
-        (0.2, 0.0): "DPO samples better than any temperature, but its greedy text does NOT clearly gain",
-        (0.0, 0.2): "DPO writes better greedy text, but a lower temperature samples as well",
+        (0.2, 0.0): "DPO samples better than a temperature of its KL, but its greedy text does NOT clearly gain",
+        (0.2, -0.2): "DPO samples better than a temperature of its KL, but its greedy text is WORSE",
+        (0.0, 0.2): "DPO writes better greedy text, but a lower temperature may sample as well",
+        (-0.2, 0.2): "DPO writes better greedy text, but a lower temperature samples better",
         (0.0, 0.0): "DPO does NOT clearly beat a temperature",
         (-0.2, 0.0): "DPO is WORSE than a temperature",
         (0.0, -0.2): "DPO is WORSE than a temperature",
+        (-0.2, -0.2): "DPO is WORSE than a temperature",
     }
     for (sampled, greedy), words in said.items():
         rewards = {"vs_tempered": interval(sampled), "greedy": {"delta_vs_sft": interval(greedy)}}
         row = {"policy": "dpo", "iteration": 1, "gold": rewards | {"delta_vs_sft": interval(0.5)}}
         (sentence,) = verdicts({"policies": [{}, row], "judges": ["gold"], "settings": {"iterations": 1}})
         assert sentence.startswith(words)
-    without = {"delta_vs_sft": interval(0.2), "greedy": {"delta_vs_sft": interval(0.2)}}
-    assert "against the SFT model, and" in claim("DPO", without)
+    without = {"delta_vs_sft": interval(0.2), "greedy": {"delta_vs_sft": interval(-0.2)}}
+    assert claim("DPO", without).startswith(
+        "DPO samples better than the SFT model, greedy text WORSE, and no lower temperature was measured: +0.2000"
+    )
     assert label(row, loop=True) == "DPO, iteration 1"
+
+
+def test_the_report_says_which_pairs_and_which_reward():
+    """Methods share the pairs of one iteration; in a loop each goes on with what its own policies wrote."""
+    once = {"iterations": 1, "prompts": 4, "candidates": 4, "temperatures": [1.0], "pairs": "best/worst", "data": "all"}
+    once |= {"pairs_per_prompt": 1, "judge": "house", "gold": "house", "labels": "argmax", "eval_prompts": 6}
+    results = {"objectives": {"dpo": {}, "wpo": {}}, "judges": ["gold"], "seconds": 1.0}
+    said = what_was_done(results | {"settings": once | {"eval_split": "test"}})
+    assert "learned from the same pairs. Measured on 6 held-out prompts." in said and "true reward" not in said
+    loop = once | {"iterations": 2, "judge": "mine:f", "eval_split": "validation"}
+    said = what_was_done(results | {"judges": ["score", "gold"], "settings": loop})
+    assert "judge mine:f, true reward house, labels" in said and "held-out prompts of the validation split" in said
+    assert "from the same pairs at first, later from its own policies' beside them." in said
 
 
 def test_tables_have_rivals_sft_and_every_method(job):

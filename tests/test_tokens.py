@@ -194,7 +194,7 @@ def test_a_cut_prompt_keeps_bos_and_a_cut_response_gets_no_eos():
     assert (counts.examples, counts.prompts_cut, counts.responses_cut) == (1, 1, 1)
     assert counts.prompt_tokens_cut == len(whole.prompt) - len(example.prompt)
     assert counts.response_tokens_cut == len(whole.responses[0]) - len(example.responses[0])
-    assert f"1 prompts cut at the start ({counts.prompt_tokens_cut} tokens)" in str(counts)
+    assert f"1 prompt cut at the start ({counts.prompt_tokens_cut} tokens)" in str(counts)
 
 
 @pytest.mark.parametrize("bad", [{"max_length": 1}, {"max_length": 9, "max_prompt_length": 9}])

@@ -26,31 +26,18 @@ from rlhf_lab.judges.reward_model import reward_model
 from rlhf_lab.judges.rouge import rouge_l
 from rlhf_lab.objective import preset
 from rlhf_lab.training.preference import train_preference
-from rlhf_lab.workflow import figure, results
+from rlhf_lab.workflow import figure
 from rlhf_lab.workflow.artefacts import MANIFEST, verified
 from rlhf_lab.workflow.loop import run_workflow
 from rlhf_lab.workflow.presets import workflow_preset
 from tests.toy import save_toy, toy_corpus, toy_tokenizer
 from tests.training_helpers import distance
-from tests.workflow_toy import toy_run
+from tests.workflow_toy import draw_no_figure, run, toy_run
 
 NAMES = ("prompts", "candidates", "scores", "pairs", "policy", "evaluation")
 
 
-@pytest.fixture(autouse=True)
-def no_figure(monkeypatch):
-    """Drawing takes longer than all the rest; the test of the figure draws it."""
-    monkeypatch.setattr(results, "write_figure", lambda numbers, path: "a figure that is not drawn")
-
-
-@pytest.fixture(scope="module")
-def sft(tmp_path_factory) -> str:
-    return save_toy(tmp_path_factory.mktemp("sft"))
-
-
-def run(out, sft, preset="rlhf-workflow", function=None, **changes) -> dict:
-    """function: the judge, in place of the one that `judge` names."""
-    return run_workflow(*toy_run(out, sft, preset, **changes), corpus=toy_corpus(), judge=function)
+pytestmark = pytest.mark.usefixtures("no_figure")  # the test of the figure draws it
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +45,7 @@ def base(sft, tmp_path_factory):
     """One run of two iterations, and what it left behind."""
     out = tmp_path_factory.mktemp("base")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(results, "write_figure", lambda numbers, path: "a figure that is not drawn")
+        draw_no_figure(patch)
         return out, run(out, sft)
 
 

@@ -172,6 +172,6 @@ def test_presets_are_the_published_loops():
     assert (settings.candidates, settings.pairs, objective.alpha, settings.iterations) == (2, "best/worst", 0.0, 2)
     settings, objectives, _ = workflow_preset("summarize", beta=0.2)
     assert list(objectives) == ["dpo", "wpo", "vpo-offline"] and {o.beta for o in objectives.values()} == {0.2}
-    assert (settings.iterations, settings.prompts, settings.labels, settings.held_out) == (1, 460, "bradley-terry", 300)
+    assert (settings.iterations, settings.prompts, settings.labels, settings.held_out) == (1, 320, "bradley-terry", 300)
     settings, _, _ = workflow_preset("dpo-iterative")
     assert (settings.data, settings.reference, settings.temperatures) == ("newest", "moving", (1.0,))

@@ -15,27 +15,19 @@ from rlhf_lab.engine.loading import load_generation_config, load_model
 from rlhf_lab.engine.serving.exchange import ServerError
 from rlhf_lab.judges.pairwise import pairwise_judge
 from rlhf_lab.judges.served import question, server_judge
-from rlhf_lab.workflow import results
 from rlhf_lab.workflow.loop import run_workflow
 from rlhf_lab.workflow.settings import WorkflowSettings
 from tests.test_server import answer, fake_server
 from tests.test_workflow import content, remade, stage_folder, table
 from tests.toy import save_toy, toy_corpus, toy_model, toy_tokenizer
-from tests.workflow_toy import toy_run
+from tests.workflow_toy import run, toy_run
 
 TOKENIZER = toy_tokenizer()
 PROMPTS = ["read file row <tldr>", "open key <tldr>"]
 RESPONSES = [["open file", "close key row", "open file"], ["", "table", "write socket"]]
 
 
-@pytest.fixture(autouse=True)
-def no_figure(monkeypatch):
-    monkeypatch.setattr(results, "write_figure", lambda numbers, path: "a figure that is not drawn")
-
-
-@pytest.fixture(scope="module")
-def sft(tmp_path_factory) -> str:
-    return save_toy(tmp_path_factory.mktemp("sft"))
+pytestmark = pytest.mark.usefixtures("no_figure")
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +41,6 @@ def pairwise_folder(tmp_path_factory) -> str:
         weight.data *= 5.0  # opinions that rounding cannot hide
     model.save_pretrained(folder)
     return str(folder)
-
-
-def run(out, sft, preset="rlhf-workflow", **changes) -> dict:
-    return run_workflow(*toy_run(out, sft, preset, **changes), corpus=toy_corpus())
 
 
 def left_over(out: Path) -> list[str]:

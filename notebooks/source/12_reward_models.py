@@ -10,13 +10,13 @@
 #     name: python3
 #   rlhf_lab:
 #     title: Can a model tell which summary is better?
-#     shows: two judges learned from comparisons, whether they are right, sure and fair to short answers, and best-of-n
+#     shows: two judges learned from comparisons, what they learn first, whether rulers do as well, and best-of-n
 #     needs: a CPU and the shipped small model
 #     time_budget_s: 240
 #     objectives:
 #       - derive the Bradley-Terry loss, and know which token of a response its reward is read from
-#       - report a judge honestly, by accuracy with an interval, calibration, and the judge that only counts words
-#       - see what choosing the best of n by a learned judge brings in truth, and what it pays in KL
+#       - report a judge honestly, by accuracy with an interval, calibration, and rulers that understand nothing
+#       - see what choosing the best of n by a learned judge brings in truth, in content and in style
 # ---
 
 # %% [markdown]
@@ -26,8 +26,10 @@
 #
 #     comparisons -> reward model | pairwise judge -> report on other documents -> best of n
 #
-# Here the people are played by the **gold** judge: ROUGE-L F1 against a human summary. It is never available in the
-# wild, but here it lets us see what the learned judges cannot: the truth that they are an approximation of.
+# Here the people are played by the **house** judge of notebook 09, which is **gold** here: half its reward is **content**,
+# ROUGE-L F1 against a human summary, and half is **style**, the share of four rules that the summary keeps (a command, one
+# sentence, 4 to 10 words, words that the document has). Gold is never available in the wild. Here it lets us see what the
+# learned judges cannot: the truth that they are an approximation of, and its two halves.
 #
 # | symbol | meaning | name in code | shape |
 # |---|---|---|---|
@@ -48,8 +50,8 @@ import torch
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
-from rlhf_lab.common.plots import GREY, OKABE_ITO, label_ends, style
-from rlhf_lab.course.figures import show
+from rlhf_lab.common.plots import GREY, OKABE_ITO, style
+from rlhf_lab.course.figures import draw_bands, show
 from rlhf_lab.course.predict import Prediction
 from rlhf_lab.course.tables import show_table
 
@@ -72,7 +74,8 @@ from rlhf_lab.engine.loading import load_model, load_tokenizer
 from rlhf_lab.engine.precision import pick_device
 from rlhf_lab.workflow.candidates import sample_candidates
 from rlhf_lab.workflow.pairs import make_pairs, pair_examples
-from rlhf_lab.workflow.prompts import choose_documents, prompt_ids
+from rlhf_lab.workflow.prompts import choose_documents, prompt_ids, prompt_text
+from rlhf_lab.workflow.scores import gold_judge
 from rlhf_lab.workflow.settings import PairSettings
 
 sft = load_model("small").to(pick_device()).eval()
@@ -80,8 +83,9 @@ tokenizer = load_tokenizer("small")
 corpus = docstring_pairs(progress=False)
 documents = choose_documents(corpus, "validation", DOCUMENTS, SEED, tokenizer, LONGEST)
 held_out = choose_documents(corpus, "test", HELD_OUT, SEED, tokenizer, LONGEST)
-candidates = sample_candidates(sft, tokenizer, documents, n=CANDIDATES, seed=SEED, progress="to learn from")
-unseen = sample_candidates(sft, tokenizer, held_out, n=SAMPLES, seed=SEED + 1, progress="to be judged")
+house = gold_judge("house", corpus).load()
+candidates = sample_candidates(sft, tokenizer, documents, n=CANDIDATES, seed=SEED, judge=house)
+unseen = sample_candidates(sft, tokenizer, held_out, n=SAMPLES, seed=SEED + 1, judge=house)
 
 # %%
 how = PairSettings(labels="bradley-terry", label_temperature=0.05, pairs_per_prompt=3)
@@ -91,8 +95,11 @@ print(f"{counts.pairs} comparisons to learn from; {counts.flipped} labels go aga
 print(f"{counts.ties + counts.identical} ties dropped")
 short = {pair.document: pair for pair in pairs if len(documents[pair.document].description) < 200}
 shown = list(short.values())[:3]
-rows = [(documents[p.document].description, p.chosen.text, p.rejected.text) for p in shown]
-show_table(["description", "chosen", "rejected"], rows)
+rows = [
+    (documents[p.document].description, p.chosen.text, p.chosen.reward, p.rejected.text, p.rejected.reward)
+    for p in shown
+]
+show_table(["description", "chosen", "reward", "rejected", "reward"], rows)
 
 # %% [markdown]
 # ## 2. A reward, read at one token
@@ -206,7 +213,8 @@ print(f"{pairwise.steps} steps, {pairwise.seconds:.0f} s; log 2 = {np.log(2):.3f
 # Both judges see comparisons from documents that nobody trained on. Four questions, in this order:
 #
 # 1. **Is it right?** Accuracy, with an interval over documents (comparisons of one document are not independent).
-# 2. **Is it better than counting?** The judge that always takes the longer summary has learned nothing.
+# 2. **Is it better than a ruler?** Always the longer summary, always the shorter: such a judge has learned nothing. A
+#    third one knows the four rules of style by heart, and reads no content.
 # 3. **Is it as sure as it is right?** Of all comparisons where it is 80% sure, it should get 80%.
 # 4. **When is it wrong?** On close calls, or on plain ones?
 
@@ -252,14 +260,27 @@ slots.reveal(
 )
 
 # %%
+from rlhf_lab.common.intervals import share_interval
+from rlhf_lab.judges.gold import content_judge
 from rlhf_lab.judges.report import Verdicts, best_of_n, judge_report
+from rlhf_lab.judges.report import wins as wins_of
 from rlhf_lab.judges.report_figure import describe, draw_report
 from rlhf_lab.judges.reward_model import reward_judge
-from rlhf_lab.workflow.prompts import prompt_text
 
 judge = reward_judge(reward.model, tokenizer)
 prompts = [prompt_text(document.description) for document in held_out]
-proxy = np.array(judge(prompts, [[c.text for c in row] for row in unseen]))
+texts, humans = [[c.text for c in row] for row in unseen], [document.summary for document in held_out]
+content = np.array(content_judge()(prompts, texts, humans))
+style_of = np.array(gold_judge("style", corpus).load()(prompts, texts, humans))
+np.testing.assert_allclose((content + style_of) / 2, gold_judge("house", corpus).load()(prompts, texts, humans))
+
+
+def differences(values: np.ndarray) -> np.ndarray:
+    """What the first of each comparison, gold's choice, has more than the second."""
+    return np.array([values[d, i] - values[d, j] for d, i, j in comparisons])
+
+
+proxy = np.array(judge(prompts, texts))
 scores = np.array([[proxy[d, i], proxy[d, j]] for d, i, j in comparisons])
 verdicts = {
     "reward model": Verdicts(1 / (1 + np.exp(scores[:, 1] - scores[:, 0])), lengths, scores, gold, groups),
@@ -274,22 +295,24 @@ def interval(value: dict[str, float]) -> str:
     return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
+rulers = {
+    "always longer": share_interval(wins_of(lengths[:, 0] - lengths[:, 1]), groups),
+    "always shorter": share_interval(wins_of(lengths[:, 1] - lengths[:, 0]), groups),
+    "style alone": share_interval(wins_of(differences(style_of)), groups),
+}
+header = ["judge", "accuracy", "log loss", "calibration error", "prefers the longer"]
 rows = [
-    (
-        name,
-        interval(report["accuracy"]),
-        interval(report["gain_over_longer"]),
-        report["log_loss"],
-        report["calibration"]["error"],
-        report["length"]["prefers_longer"],
-    )
-    for name, report in reports.items()
+    (name, interval(r["accuracy"]), r["log_loss"], r["calibration"]["error"], r["length"]["prefers_longer"])
+    for name, r in reports.items()
 ]
-baseline = reports["reward model"]
-rows.append(("always longer", interval(baseline["always_longer"]), "0", "", "", 1.0))
-rows.append(("gold, the truth", "1", "", "", "", baseline["length"]["chosen_longer"]))
-header = ["judge", "accuracy", "more than always longer", "log loss", "calibration error", "prefers the longer"]
+rows += [(name, interval(accuracy), "", "", "") for name, accuracy in rulers.items()]
+rows.append(("gold, the truth", "1", "", "", reports["reward model"]["length"]["chosen_longer"]))
 show_table(header, rows, "On documents that nobody trained on, with 95% intervals over documents")
+best_ruler = max(("always longer", "always shorter"), key=lambda name: rulers[name]["mean"])
+for name, report in reports.items():
+    accuracy, gain = report["accuracy"], report["gain_over_length"]
+    print(f"{name}: {'clearly' if accuracy['low'] > 0.5 else 'NOT clearly'} better than a coin;", end=" ")
+    print(f"{'clearly' if gain['low'] > 0 else 'NOT clearly'} better than {best_ruler!r} ({interval(gain)})")
 
 # %% [markdown]
 # A coin has accuracy 0.5 and log loss 0.693. A judge may be right more often than a coin and still have the worse log loss: it is
@@ -297,7 +320,69 @@ show_table(header, rows, "On documents that nobody trained on, with 95% interval
 # as a smaller $\beta$. Compare the last column with the last row: a judge that likes long summaries more than gold does
 # will be paid in words.
 #
-# ## 5. Best of n
+# The ruler of style is the hard rival. It was given what the learned judges have to find, and it cannot read. A judge
+# below it has not even learned the four rules; one above it has understood something of the documents.
+#
+# ## 5. What does it learn first?
+#
+# The truth has two halves. Three reward models, from a part of the comparisons to all of them, are asked how often they
+# agree with each half by itself.
+
+# %%
+FIRST = ["with style", "with content", "with neither clearly more than with the other"]
+half = Prediction(
+    "In some comparisons style prefers one summary and content the other. With which does the reward model side that has "
+    "seen all comparisons?",
+    FIRST,
+)
+half
+
+# %%
+SHARES = (8, 3)  # of all comparisons: an eighth, a third
+asked = {}
+for share in SHARES:
+    few = train_reward(sft, tokenizer, examples[: len(examples) // share], settings(f"one-in-{share}", 2, 2e-4))
+    asked[few.steps] = np.array(reward_judge(few.model, tokenizer)(prompts, texts))
+asked[reward.steps] = proxy
+
+
+def agreement(judged: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Share of comparisons, of those where the truth is no tie, in which the judge prefers the better one."""
+    known = differences(truth) != 0
+    hits = wins_of(differences(judged) * differences(truth))
+    return share_interval(hits[known], [g for g, k in zip(groups, known, strict=True) if k])
+
+
+gold_scores = np.array([[c.reward for c in row] for row in unseen])
+truths = {"gold": gold_scores, "style": style_of, "content": content}
+lines = {name: [agreement(judged, truth) for judged in asked.values()] for name, truth in truths.items()}
+colours = {"gold": OKABE_ITO["black"], "style": OKABE_ITO["orange"], "content": OKABE_ITO["blue"]}
+seen = [len(examples) // share for share in (*SHARES, 1)]
+with style():
+    fig, ax = plt.subplots(figsize=(6.6, 3.3))
+    told = draw_bands(ax, seen, lines, colours)
+    ax.axhline(0.5, color=GREY, linestyle=":", linewidth=1)
+    ax.set(title="the reward model agrees with ..", xlabel="comparisons it has seen", ylabel="share of comparisons")
+show(fig, alt=f"Agreement with gold, style and content over the number of comparisons from {seen[0]}: {told}.")
+
+# %%
+apart = differences(style_of) * differences(content) < 0
+named = [g for g, a in zip(groups, apart, strict=True) if a]
+sides = share_interval(wins_of(differences(proxy) * differences(style_of))[apart], named)
+truly = share_interval(wins_of(differences(gold_scores) * differences(style_of))[apart], named)
+print(f"{apart.sum()} comparisons in which style and content disagree; gold sides with style in {interval(truly)}")
+half.reveal(
+    FIRST[0 if sides["low"] > 0.5 else 1 if sides["high"] < 0.5 else 2],
+    f"It sides with style in {interval(sides)}.",
+)
+
+# %% [markdown]
+# Style is on the surface: an opening word, a period, a length. Content has to be read, and a model of six million
+# parameters with a few hundred noisy comparisons reads little. The report of section 4 does not show this, because gold
+# itself follows style in many comparisons. A policy tuned on such a judge gains what the judge knows, and is praised for
+# all of it.
+#
+# ## 6. Best of n
 #
 # The simplest way to optimise against a judge needs no training: draw $n$ summaries and keep the one that it likes best.
 # That policy is $\log n - (n - 1)/n$ nats of KL away from the SFT model, at most. Its judge's score rises with $n$ for
@@ -313,52 +398,48 @@ gain = Prediction(
 gain
 
 # %%
-truth = np.array([[c.reward for c in row] for row in unseen])
+truth = gold_scores
 words = np.array([[float(len(c.text.split())) for c in row] for row in unseen])
-curve, longest = best_of_n(proxy, truth), best_of_n(words, truth)
-show_table(
-    ["n", "KL, nats", "reward model's score", "gold", "gold, if judged by length", "gold, perfect judge"],
-    [(r["n"], r["kl"], r["proxy"]["mean"], interval(r["gold"]), interval(w["gold"]), r["best"]["mean"])
-     for r, w in zip(curve, longest, strict=True)],
-)  # fmt: skip
+curve, by_style = best_of_n(proxy, truth), best_of_n(style_of, truth)
+longest, shortest = best_of_n(words, truth), best_of_n(-words, truth)
+header = ["n", "KL, nats", "its score", "gold", "gold, picked by style", "gold, the shortest", "gold, perfect judge"]
+rows = []
+for r, s, w in zip(curve, by_style, shortest, strict=True):
+    others = (interval(s["gold"]), interval(w["gold"]), r["best"]["mean"])
+    rows.append((r["n"], r["kl"], r["proxy"]["mean"], interval(r["gold"]), *others))
+show_table(header, rows, "Best of n by the reward model, and by rulers")
 kept = (curve[-1]["gold"]["mean"] - curve[0]["gold"]["mean"]) / (curve[-1]["best"]["mean"] - curve[0]["gold"]["mean"])
 gain.reveal(GOLD[0 if kept >= 0.5 else 1 if kept > 0 else 2], f"The share is {kept:.2f}.")
 
 # %%
-colours = {"perfect judge": GREY, "reward model": OKABE_ITO["blue"], "longest": OKABE_ITO["vermillion"]}
-gold_of = {
-    "perfect judge": [r["best"]["mean"] for r in curve],
-    "reward model": [r["gold"]["mean"] for r in curve],
-    "longest": [r["gold"]["mean"] for r in longest],
+colours = {"perfect judge": GREY, "style alone": OKABE_ITO["orange"], "reward model": OKABE_ITO["blue"]}
+colours |= {
+    "longest": OKABE_ITO["vermillion"],
+    "shortest": OKABE_ITO["purple"],
+    "style": OKABE_ITO["orange"],
+    "content": OKABE_ITO["blue"],
 }
+picks = {"perfect judge": [r["best"] for r in curve]}
+picks |= {"reward model": [r["gold"] for r in curve], "style alone": [r["gold"] for r in by_style]}
+picks |= {"shortest": [r["gold"] for r in shortest], "longest": [r["gold"] for r in longest]}
+halves = {name: [r["gold"] for r in best_of_n(proxy, of)] for name, of in (("style", style_of), ("content", content))}
+gains = {}
+for name, values in halves.items():  # from n = 1 on, so that both start at zero
+    gains[name] = [{k: v[k] - values[0]["mean"] for k in ("mean", "low", "high")} for v in values]
 with style():
-    fig, axes = plt.subplots(1, 2, figsize=(9.6, 3.3))
+    fig, axes = plt.subplots(1, 2, figsize=(10.5, 3.3))
     kl = [r["kl"] for r in curve]
-    for name, values in gold_of.items():
-        axes[0].plot(kl, values, "o-", color=colours[name], label=name)
-    for name, rows in (("reward model", curve), ("longest", longest)):
-        axes[0].fill_between(
-            kl, [r["gold"]["low"] for r in rows], [r["gold"]["high"] for r in rows], color=colours[name], alpha=0.15
-        )
+    told = draw_bands(axes[0], kl, picks, colours)
     axes[0].set(title="gold of the summary that is picked", xlabel="KL to the SFT model, nats")
-    label_ends(axes[0])
-    picked = [row["gold"] for row in best_of_n(proxy, words)]
-    axes[1].plot(kl, [p["mean"] for p in picked], "o-", color=colours["reward model"])
-    axes[1].fill_between(
-        kl, [p["low"] for p in picked], [p["high"] for p in picked], color=colours["reward model"], alpha=0.15
-    )
-    axes[1].set(title="words of the summary that the reward model picks", xlabel="KL to the SFT model, nats")
-told = "; ".join(f"{name} from {values[0]:.3f} to {values[-1]:.3f}" for name, values in gold_of.items())
-show(
-    fig,
-    alt=f"Gold score against KL for n from 1 to {SAMPLES}: {told}. Words of the reward model's choice: from "
-    f"{picked[0]['mean']:.1f} to {picked[-1]['mean']:.1f}.",
-)
+    told_halves = draw_bands(axes[1], kl, gains, colours)
+    axes[1].set(title="what the reward model's picks gain", xlabel="KL to the SFT model, nats")
+show(fig, alt=f"Gold against KL for n from 1 to {SAMPLES}: {told}. Gains of the reward model's picks: {told_halves}.")
 
 # %% [markdown]
-# The gap between the grey line and the blue one is what the judge does not know. It widens with $n$: the more a proxy is
-# optimised, the more of what is found is its error. The red line belongs to a judge with a single idea,
-# length, and shows what that idea is worth here. What the reward model likes best, and gold thinks of it:
+# The gap between the grey line and the blue one is what the judge does not know. The more a proxy is optimised, the more of
+# what is found is its error. Two lines belong to judges with a single idea, length. The orange one knows the rules of
+# style, and beside it stands what the learned judge has to show for its comparisons. The panel on the right says in which
+# half it is paid. What the reward model likes best, and gold thinks of it:
 
 # %%
 worst = sorted(range(HELD_OUT), key=lambda d: truth[d, proxy[d].argmax()] - truth[d].max())[:3]
@@ -372,7 +453,7 @@ show_table(["human", "the reward model's choice", "gold", "gold's choice", "gold
 # %% [markdown]
 # ## What this does not show
 #
-# - ROUGE-L plays the people. Real labels are noisier, and what they depend on is not in the text alone: run
+# - ROUGE-L and four rules play the people. Real labels are noisier, and what they depend on is not in the text alone: run
 #   `rlhf-lab judge` on human comparisons before you believe that yours has learned something.
 # - One seed, a few hundred comparisons, a model of a few million parameters. The intervals cover the choice of documents only.
 # - The judge is asked about summaries of the model that it learned from. A policy tuned against it will write others,
@@ -384,5 +465,5 @@ show_table(["human", "the reward model's choice", "gold", "gold's choice", "gold
 # - `pairs_per_prompt=1`, or `DOCUMENTS = 64`: how does the gap between grey and blue depend on how much the judge has seen?
 # - Four passes instead of two: what happens to the accuracy, and what to the calibration?
 # - `label_smoothing=0.1` in `train_reward`: what does it do to the calibration, and to the log loss?
-# - Make the comparisons with `gold_judge(length_penalty=0.002)`: does the judge learn to like short summaries?
+# - `gold_judge("content", corpus)` or `gold_judge("style", corpus)` in section 1: which half can be learned at all?
 # - `rlhf-lab train reward --help` and `rlhf-lab judge --help` for your own comparisons.

@@ -10,13 +10,13 @@
 #     name: python3
 #   rlhf_lab:
 #     title: "Online: does it pay to ask again?"
-#     shows: the online loop of RLHF Workflow on real text, stage by stage, with and without VPO's optimism
+#     shows: the online loop of RLHF Workflow on real text, with and without VPO's optimism, beside a temperature
 #     needs: a CPU and the shipped small model
 #     time_budget_s: 240
 #     objectives:
 #       - walk once around the loop, from prompts to a better policy, and read every table on the way
 #       - say what optimism adds to the loss, and what it does to the policy at a strength that can be seen
-#       - compare offline and online at the same number of labels, and say what the intervals allow
+#       - compare offline and online at the same number of labels, beside a temperature that learns nothing
 # ---
 
 # %% [markdown]
@@ -51,13 +51,14 @@ from transformers.utils import logging
 
 from rlhf_lab.common.plots import label_ends, method_colour, style
 from rlhf_lab.course.figures import show
+from rlhf_lab.course.policies import draw_frontier, gains_table, rules_table, signed
 from rlhf_lab.course.predict import Prediction
 from rlhf_lab.course.tables import show_table
 
 logging.disable_progress_bar()
 scratch = tempfile.TemporaryDirectory(prefix="online-")  # deleted when the kernel ends
 folder = Path(scratch.name)
-ROUNDS, PROMPTS, HELD_OUT, SEED = 2, 80, 60, 0
+ROUNDS, PROMPTS, HELD_OUT, SEED = 2, 120, 80, 0
 
 # %% [markdown]
 # ## 1. Settings, and one iteration
@@ -65,24 +66,25 @@ ROUNDS, PROMPTS, HELD_OUT, SEED = 2, 80, 60, 0
 # A run has three kinds of settings: what an iteration does, the loss, and the training. `workflow_preset` gives those of a
 # published loop; anything can be changed by name. RLHF Workflow draws eight candidates, half of them at temperature 1 and
 # half at .7, compares the best with the worst, trains on all pairs so far, goes on from the last policy, and keeps
-# $\pi_{\mathrm{ref}} = \pi_0$. The gold judge, ROUGE-L F1 against the human summary, stands in for people.
+# $\pi_{\mathrm{ref}} = \pi_0$. The **house** judge of notebook 09 stands in for people: half its reward is content, ROUGE-L
+# F1 against the human summary, half is style, four rules of a good summary line.
 
 # %%
 from rlhf_lab.data.docstrings import docstring_pairs
 from rlhf_lab.workflow.loop import run_workflow
-from rlhf_lab.workflow.presets import workflow_preset
+from rlhf_lab.workflow.presets import OTHER_LEARNING_RATE, workflow_preset
 
 corpus = [pair for pair in docstring_pairs(progress=False) if len(pair.description.split()) < 45]  # short ones
 
 
-def run(name: str, **changes) -> dict:
+def run(**changes) -> dict:
     small = {"prompts": PROMPTS, "eval_prompts": HELD_OUT, "seed": SEED, "disable_tqdm": True, "max_new_tokens": 32}
-    small |= {"learning_rate": 1e-4}  # twice the default, because there are few steps
-    plan = workflow_preset("rlhf-workflow", output_dir=str(folder / name), **(small | changes))
+    small |= {"learning_rate": OTHER_LEARNING_RATE}  # VPO online's, for all runs
+    plan = workflow_preset("rlhf-workflow", output_dir=str(folder), **(small | changes))
     return run_workflow(*plan, corpus=corpus)
 
 
-first = run("rounds", iterations=1)
+first = run(iterations=1)
 
 # %% [markdown]
 # Every stage left an **artefact**: a folder with a table (or a model) and a manifest. Its name carries a hash of the
@@ -91,9 +93,9 @@ first = run("rounds", iterations=1)
 # %%
 import json
 
-for path in sorted((folder / "rounds" / "iteration-1").iterdir()):
+for path in sorted((folder / "iteration-1").iterdir()):
     print(path.name, [file.name for file in sorted(path.iterdir())][:3])
-(scores_folder,) = (folder / "rounds" / "iteration-1").glob("scores-*")
+(scores_folder,) = (folder / "iteration-1").glob("scores-*")
 print(json.dumps(json.loads((scores_folder / "manifest.json").read_text())["facts"], indent=1))
 
 # %% [markdown]
@@ -104,8 +106,8 @@ print(json.dumps(json.loads((scores_folder / "manifest.json").read_text())["fact
 import pyarrow.parquet as parquet
 
 
-def rows(name: str, iteration: int = 1, where: str = "rounds") -> list[dict]:
-    (path,) = (folder / where / f"iteration-{iteration}").glob(f"{name}-*")
+def rows(name: str, iteration: int = 1) -> list[dict]:
+    (path,) = (folder / f"iteration-{iteration}").glob(f"{name}-*")
     return parquet.read_table(path / "data.parquet").to_pylist()
 
 
@@ -215,77 +217,83 @@ sign.reveal(
 #
 # | run | rounds | prompts each | labels | loss |
 # |---|---|---|---|---|
-# | offline DPO | 1 | 160 | at most 160 | $\alpha = 0$ |
-# | iterative DPO | 2 | 80 | at most 160 | $\alpha = 0$ |
-# | VPO online | 2 | 80 | at most 160 | $\alpha = 0.1$, $y_{\mathrm{cal}} \sim \pi_0$ |
+# | offline DPO | 1 | 240 | at most 240 | $\alpha = 0$ |
+# | iterative DPO | 2 | 120 | at most 240 | $\alpha = 0$ |
+# | VPO online | 2 | 120 | at most 240 | $\alpha = 0.1$, $y_{\mathrm{cal}} \sim \pi_0$ |
 
 # %%
-WINNERS = ["offline DPO", "iterative DPO", "VPO online", "no interval of a difference excludes zero"]
-winner = Prediction("Held-out reward of sampled text, 160 labels each: is a run clearly ahead?", WINNERS)
+WINNERS = ["offline DPO", "iterative DPO", "VPO online", "no run is clearly ahead of both others"]
+winner = Prediction(
+    f"Held-out reward of sampled text, {ROUNDS * PROMPTS} labels each: is a run clearly ahead?", WINNERS
+)
 winner
 
 # %%
 results = {
-    "offline DPO": run("offline", iterations=1, prompts=ROUNDS * PROMPTS),
-    "iterative DPO": run("rounds", iterations=ROUNDS),
-    "VPO online": run("rounds", iterations=ROUNDS, objective="vpo-online", alpha=0.1),
+    "offline DPO": run(iterations=1, prompts=ROUNDS * PROMPTS),
+    "iterative DPO": run(iterations=ROUNDS),
+    "VPO online": run(iterations=ROUNDS, objective="vpo-online", alpha=0.1),
 }
 print({name: f"{len(result['read_back'])} stages read back" for name, result in results.items()})
 
 # %% [markdown]
 # Stages that two runs share were computed once: iterative DPO found its whole first iteration from above, and VPO online
 # everything up to the pairs of iteration 1, because no setting that they read had changed.
+#
+# **Beside a temperature.** Every gain has a rival that learns nothing: $\pi_0$ at lower temperatures, here grey, down to
+# its most likely text at the right end. Its KL to $\pi_0$ is measured like any policy's. A run has learned something when
+# it lies above that curve and its greedy text gains as well.
 
 # %%
-STYLES = {"offline DPO": ("dpo", "s--"), "iterative DPO": ("dpo", "o-"), "VPO online": ("vpo-online", "o-")}
-PANELS = {
-    "gold reward, sampled": lambda row: row["gold"]["reward"],
-    "gold reward, greedy": lambda row: row["gold"]["greedy"]["reward"],
-    "KL to $\\pi_0$, nats": lambda row: row["kl"],
+LEARNED = ["none of the three", "one or two of them", "all three"]
+learned = Prediction("How many runs lie clearly above the temperature that has their KL?", LEARNED)
+learned
+
+# %%
+paths = {name: [row | {"label": name} for row in result["policies"]] for name, result in results.items()}
+ends = {name: path[-1] for name, path in paths.items()}
+tempered = results["offline DPO"]["tempered"]
+
+
+def labels(path: list[dict]) -> list[int]:
+    return np.cumsum([row["pairs"]["pairs"] if "pairs" in row else 0 for row in path]).tolist()
+
+
+OVER_LABELS = {
+    "house reward, greedy": lambda row: row["gold"]["greedy"]["reward"],
     "entropy, nats per token": lambda row: row["entropy"],
 }
-
-
-def labels(result: dict) -> list[int]:
-    return np.cumsum([row["pairs"]["pairs"] if "pairs" in row else 0 for row in result["policies"]]).tolist()
-
-
 with style():
-    fig, axes = plt.subplots(1, 4, figsize=(13, 3.2))
-    for ax, (title, read) in zip(axes, PANELS.items(), strict=True):
-        for shift, (name, result) in enumerate(results.items()):
-            method, line = STYLES[name]
-            values = [read(row) for row in result["policies"]]
-            x = [count + 2 * shift for count in labels(result)]
-            ax.plot(x, [v["mean"] for v in values], line, color=method_colour(method), label=name)
-            ax.vlines(x, [v["low"] for v in values], [v["high"] for v in values], color=method_colour(method))
+    fig, axes = plt.subplots(1, 3, figsize=(12.5, 3.6), width_ratios=(1.5, 1, 1))
+    told = draw_frontier(axes[0], tempered, list(paths.values()), "gold")
+    axes[0].set(title="house reward, sampled; grey: SFT over temperatures")
+    for ax, (title, read) in zip(axes[1:], OVER_LABELS.items(), strict=True):
+        for (name, path), line in zip(paths.items(), ("o-", "o--", "o-"), strict=True):
+            colour, values = method_colour(path[-1]["policy"]), [read(row) for row in path]
+            ax.plot(labels(path), [v["mean"] for v in values], line, color=colour, label=name)
+            ax.vlines(labels(path), [v["low"] for v in values], [v["high"] for v in values], colour, linewidth=1)
         ax.set(title=title, xlabel="labels so far")
-    label_ends(axes[-1])
-ends = {name: result["policies"][-1] for name, result in results.items()}
-told = [f"{n}: reward {e['gold']['reward']['mean']:.3f}, KL {e['kl']['mean']:.1f}" for n, e in ends.items()]
-show(
-    fig,
-    alt=f"Sampled and greedy reward, KL and entropy against the number of labels for three runs; {'; '.join(told)}.",
-)
-
+    label_ends(axes[2])
+show(fig, alt=f"Sampled reward against KL beside SFT over temperatures, greedy reward and entropy over labels. {told}.")
 
 # %%
-def interval(value: dict[str, float]) -> str:
-    return f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
+show_table(*gains_table(list(ends.values()), "gold"), "House reward after the last iteration, with 95% intervals")
+clear = [name for name, end in ends.items() if end["gold"]["vs_tempered"]["low"] > 0]
+learned.reveal(
+    LEARNED[0 if not clear else 2 if len(clear) == len(ends) else 1],
+    "The temperature costs nothing: no labels, no training.",
+)
 
+# %% [markdown]
+# What the reward is made of, for greedy text, and for two texts that no model wrote. The template knows the rules of style
+# and copies the rest: style can be had that way, content cannot. Compare content and style from the SFT model downwards, and
+# then the KL above: what did each run get for what it paid?
 
-table = [
-    (
-        name,
-        interval(end["gold"]["delta_vs_sft"]),
-        interval(end["gold"]["greedy"]["delta_vs_sft"]),
-        end["gold"]["win_rate_vs_sft"]["mean"],
-        end["kl"]["mean"],
-        end["length"]["mean"],
-    )
-    for name, end in ends.items()
-]
-show_table(["run", "sampled: gain over SFT", "greedy: gain", "wins", "KL", "tokens"], table, "After the last iteration")
+# %%
+greedy = {"SFT": results["offline DPO"]["policies"][0]["parts"]["greedy"]}
+greedy |= {name: end["parts"]["greedy"] for name, end in ends.items()}
+greedy |= {name: row["parts"] for name, row in results["offline DPO"]["unlearned"].items()}
+show_table(*rules_table(list(greedy), list(greedy.values())), "Greedy summaries")
 
 # %% [markdown]
 # Each run against SFT is one question; one run against another, on the same held-out prompts, is another. For the second
@@ -296,34 +304,38 @@ from rlhf_lab.common.intervals import bootstrap_mean
 
 
 def rewards(name: str) -> np.ndarray:
-    """Mean sampled reward of each held-out prompt; a run's results say in which folder its last evaluation lies."""
-    place = results[name]["policies"][-1]["stages"]["evaluation"]
-    table = parquet.read_table(folder / PLACES[name] / place / "data.parquet").to_pylist()
+    """Mean sampled reward of each held-out prompt; a policy's row says in which folder its evaluation lies."""
+    table = parquet.read_table(folder / ends[name]["stages"]["evaluation"] / "data.parquet").to_pylist()
     return np.array([row["gold"] for row in table if row["decoding"] == "sampled"]).reshape(HELD_OUT, -1).mean(1)
 
 
-PLACES = {"offline DPO": "offline", "iterative DPO": "rounds", "VPO online": "rounds"}
-per_prompt = {name: rewards(name) for name in PLACES}
+per_prompt = {name: rewards(name) for name in ends}
 against = {
     f"{a} - {b}": bootstrap_mean(per_prompt[a] - per_prompt[b])
     for a, b in [("iterative DPO", "offline DPO"), ("VPO online", "offline DPO"), ("VPO online", "iterative DPO")]
 }
-show_table(["difference", "sampled reward, 95%"], [(name, interval(value)) for name, value in against.items()])
-ahead = [name.split(" - ")[0] for name, value in against.items() if "offline" in name and value["low"] > 0]
-behind = [name for name, value in against.items() if "offline" in name and value["high"] < 0]
+show_table(["difference", "sampled reward, 95%"], [(name, signed(value)) for name, value in against.items()])
+
+
+def ahead_of(name: str) -> int:
+    """How many of the other runs this one is clearly ahead of."""
+    return sum(bootstrap_mean(per_prompt[name] - per_prompt[other])["low"] > 0 for other in ends if other != name)
+
+
+leaders = [name for name in ends if ahead_of(name) == 2]
 winner.reveal(
-    ahead[0] if ahead else WINNERS[0] if len(behind) == 2 else WINNERS[3],
-    "Sixty held-out prompts and one seed. The question needs more of both: `rlhf-lab train online`, and several seeds.",
+    leaders[0] if leaders else WINNERS[3],
+    f"{HELD_OUT} held-out prompts and one seed. The question needs more of both: `rlhf-lab train online`, and several seeds.",
 )
 
 # %% [markdown]
-# Look at the price as well. All pairs are seen twice in each round, so two rounds with a warm start take more steps (30)
-# than one (20), and the pairs of the second round are text of the first policy: the KL to $\pi_0$ grows further. Optimism
-# adds to it, since the bonus pays for leaving $\pi_0$'s text. A gain in reward at a much larger KL is another trade than
-# the same gain at the same KL.
+# Look at the price as well. All pairs are seen twice in each round, so two rounds with a warm start take half as many
+# steps again as one, and the pairs of the second round are text of the first policy: the KL to $\pi_0$ grows further.
+# Optimism adds to it, since the bonus pays for leaving $\pi_0$'s text whatever the judge says of it. A gain in reward at a
+# much larger KL is another trade than the same gain at the same KL: that is what the grey curve is for.
 #
 # The accuracy below is that of pairs **trained on**. Where it is near 1 while the held-out reward stands still, the rest of
-# the training went into remembering: a small model remembers 160 pairs easily, and asking again does not help a policy
+# the training went into remembering: a small model remembers a few hundred pairs easily, and asking again does not help a policy
 # that has stopped learning from what it was told.
 
 # %%
@@ -342,7 +354,7 @@ show_table(
 # the last complete stage, and inside training from its checkpoint, to the same bits.
 
 # %%
-again = run("rounds", iterations=ROUNDS)
+again = run(iterations=ROUNDS)
 print(f"{len(again['read_back'])} of {len(again['artefacts'])} stages read back")
 assert again["artefacts"] == results["iterative DPO"]["artefacts"]
 
@@ -350,21 +362,21 @@ assert again["artefacts"] == results["iterative DPO"]["artefacts"]
 # A stage that somebody edited is not used. One byte of a table:
 
 # %%
-(edited,) = (folder / "offline" / "iteration-1").glob("scores-*")
+edited = folder / ends["offline DPO"]["stages"]["scores"]
 data = bytearray((edited / "data.parquet").read_bytes())
 data[100] ^= 1
 (edited / "data.parquet").write_bytes(data)
 try:
-    run("offline", iterations=1, prompts=ROUNDS * PROMPTS)
+    run(iterations=1, prompts=ROUNDS * PROMPTS)
 except ValueError as error:
     print(str(error).replace(str(folder), "FOLDER"))
 
 # %% [markdown]
 # ## What this does not show
 #
-# - One seed, 160 labels, 60 held-out prompts, two rounds: an interval over prompts says nothing about another draw of
+# - One seed, few labels and held-out prompts, two rounds: an interval over prompts says nothing about another draw of
 #   candidates or another order of training.
-# - The gold judge is never wrong about itself. With a learned judge the policy finds its errors, and asking it again
+# - The house judge is never wrong about itself. With a learned judge the policy finds its errors, and asking it again
 #   makes that worse: `--judge FOLDER` takes a reward model, and the report then shows proxy and gold side by side.
 # - Optimism pays where on-policy pairs starve: a bad reference, a small $\beta$, most draws identical. Here draws are
 #   hardly ever identical, so there is little for it to repair.
@@ -372,10 +384,10 @@ except ValueError as error:
 #
 # ## What to try next
 #
-# - `run("rounds", iterations=2, reference="moving")`: the KL to $\pi_0$ with a reference that follows.
+# - `run(iterations=2, reference="moving")`: the KL to $\pi_0$ with a reference that follows.
 # - `num_train_epochs=1` for the two rounds: how much of their KL is only more steps?
 # - `data="newest"`, `warm_start=False`: which of the loop's choices matter at all?
 # - `pairs="current/reference", candidates=2, temperatures=(1.0,)`: XPO's comparison. Look at `identical_share`.
 # - `alpha=1e-4`, and `alpha=1`: nothing to see, and too much.
-# - `length_penalty=0.001`, and the lengths over the iterations.
+# - `judge="style"`, or a function of yours as in notebook 09: what becomes of the content?
 # - `rlhf-lab train online --preset rlhf-workflow` for three iterations at full size, with its figure and report.

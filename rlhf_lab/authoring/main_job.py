@@ -6,6 +6,7 @@ much as another draw of the documents does.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,7 +14,16 @@ from matplotlib.figure import Figure
 
 from rlhf_lab.common.intervals import Interval, number, over_runs
 from rlhf_lab.common.markdown import markdown_table
-from rlhf_lab.common.plots import METHOD_LABELS, OKABE_ITO, method_colour, save_png, style
+from rlhf_lab.common.plots import (
+    METHOD_LABELS,
+    OKABE_ITO,
+    label_ends,
+    method_colour,
+    save_png,
+    spread_labels,
+    style,
+)
+from rlhf_lab.data.docstrings import TLDR_TOKEN
 from rlhf_lab.workflow.report import claim, label
 
 PARTS = ("rougeL", "imperative", "sentence", "short", "found")
@@ -76,24 +86,23 @@ def _policy_rows(records: Records, reads: Iterable[tuple[Callable, str]]) -> lis
 
 def validation_table(records: Records) -> str:
     """A row for every objective and learning rate that was tried on validation documents; intervals over documents."""
-    head = (
-        "objective",
-        "learning rate",
-        "KL, nats",
-        "sampled, minus SFT at that KL",
-        "greedy, minus SFT",
-        "content",
-        "style",
-    )
+    head = ("objective", "alpha", "learning rate", "KL, nats", "sampled, minus SFT at that KL", "greedy, minus SFT")
     rows = {}
     for record in records:
         for row in record["policies"][1:]:
-            gold, rate = row["gold"], row["learning_rate"]
+            gold, rate, alpha = row["gold"], row["learning_rate"], record["objectives"][row["policy"]]["alpha"]
             cells = (f"{row['kl']['mean']:.1f}", number(gold["vs_tempered"], "+.3f"))
-            cells += (number(gold["greedy"]["delta_vs_sft"], "+.3f"), *_made_of([row["parts"]["greedy"]]))
-            name = label(row, loop=False)
-            rows[name, rate] = (name, f"{rate:g}", *cells)
-    return markdown_table([head, *(rows[key] for key in sorted(rows))])
+            cells += (number(gold["greedy"]["delta_vs_sft"], "+.3f"), f"{smaller_gain(row):+.3f}")
+            name = METHOD_LABELS[row["policy"]]
+            rows[name, alpha, rate] = (name, f"{alpha:g}", f"{rate:g}", *cells, *_made_of([row["parts"]["greedy"]]))
+    rows = [(*head, "the smaller one", "content", "style"), *(rows[key] for key in sorted(rows))]
+    return markdown_table(rows)
+
+
+def smaller_gain(row: Mapping) -> float:
+    """What settings are chosen by: a method learns if both gains are above 0, so that the smaller one counts."""
+    gold = row["gold"]
+    return min(gold["vs_tempered"]["mean"], gold["greedy"]["delta_vs_sft"]["mean"])
 
 
 def contrasts_table(records: Records) -> str:
@@ -118,6 +127,19 @@ def claims(records: Records) -> str:
     return "\n".join(sentences)
 
 
+def samples(records: Records) -> str:
+    """Greedy summaries of every run's first held-out documents, taken by the seed and not chosen, as a text block."""
+    blocks = []
+    for record in records:
+        for item in record["samples"]:
+            texts = {"document": str(item["prompt"]).removesuffix(TLDR_TOKEN), "author": item["reference"]}
+            texts |= {METHOD_LABELS.get(name, name): each["greedy"] for name, each in item["policies"].items()}
+            blocks.append(
+                "\n".join(f"{name:13}{shorten(text, 105, placeholder=' ..')}" for name, text in texts.items())
+            )
+    return "```text\n" + "\n\n".join(blocks) + "\n```"
+
+
 def draw(records: Records) -> Figure:
     """Left: sampled reward against KL, beside SFT at lower temperatures. Right: what greedy text is made of."""
     with style():
@@ -136,24 +158,38 @@ def _frontier(ax: Axes, records: Records) -> None:
             (_over(found, lambda row: row["kl"]), _over(found, lambda row: row["gold"]), found[0]["temperature"])
         )
     xs = [kl["mean"] for kl, _, _ in curve]
-    ax.plot(xs, [reward["mean"] for _, reward, _ in curve], ".--", color=GREY, linewidth=1.2)
+    ax.plot(xs, [reward["mean"] for _, reward, _ in curve], ".--", color=GREY, linewidth=1.2, label="_SFT")
     band = ([reward["low"] for _, reward, _ in curve], [reward["high"] for _, reward, _ in curve])
     ax.fill_between(xs, *band, color=GREY, alpha=0.1, linewidth=0)
     for kl, reward, temperature in curve:
         text = {1.0: "SFT, T 1", 0.0: "SFT, greedy"}.get(temperature, f"T {temperature:g}")
         ax.annotate(text, (kl["mean"], reward["mean"]), (5, -11), textcoords="offset points", color=GREY, fontsize=8)
+    places = []
     for place, row in enumerate(records[0]["policies"]):
         if row["iteration"]:
             found = [record["policies"][place] for record in records]
-            _cross(ax, _over(found, lambda r: r["kl"]), _over(found, lambda r: r["gold"]["reward"]), row["policy"])
+            kl, reward = _over(found, lambda r: r["kl"]), _over(found, lambda r: r["gold"]["reward"])
+            _cross(ax, kl, reward, row["policy"])
+            places.append((kl["low"], reward["mean"], row["policy"]))
     ax.set(title="sampled at temperature 1", xlabel="KL to the SFT model, nats a response", ylabel="house reward")
-    ax.margins(0.12)
+    ax.margins(x=0.14, y=0.12)
+    _label_on_the_left(ax, places)
+
+
+def _label_on_the_left(ax: Axes, places: Sequence[tuple[float, float, str]]) -> None:
+    """Names of methods left of their crosses, where the curve is not; moved apart where they would overlap."""
+    low, high = ax.get_ylim()
+    room = 0.045 * (high - low)  # a line of text
+    heights = spread_labels([reward for _, reward, _ in places], [room] * len(places))
+    for (kl, _, policy), height in zip(places, heights, strict=True):
+        place = {"textcoords": "offset points", "ha": "right", "va": "center", "color": method_colour(policy)}
+        ax.annotate(METHOD_LABELS[policy], (kl, height), (-5, 0), **place)
 
 
 def _content_and_style(ax: Axes, records: Records) -> None:
     for name in records[0]["unlearned"]:
         content, kept = _content_style([record["unlearned"][name]["parts"] for record in records])
-        ax.plot(kept, content, "x", color=GREY)
+        ax.plot(kept, content, "x", color=GREY, label="_unlearned")
         right = kept > 0.6
         place = {"ha": "right" if right else "left", "textcoords": "offset points", "fontsize": 8}
         ax.annotate(name, (kept, content), (-6 if right else 6, -3), color=GREY, **place)
@@ -161,13 +197,11 @@ def _content_and_style(ax: Axes, records: Records) -> None:
         each = [_content_style([record["policies"][place]["parts"]["greedy"]]) for record in records]
         colour = method_colour(row["policy"])
         content, kept = np.mean(each, axis=0)
-        ax.plot([k for _, k in each], [c for c, _ in each], ".", color=colour, alpha=0.5, markersize=5)
-        ax.plot(kept, content, "o", color=colour)
-        ax.annotate(
-            label(row, loop=False), (kept, content), (0, 7), textcoords="offset points", color=colour, ha="center"
-        )
+        ax.plot([k for _, k in each], [c for c, _ in each], ".", color=colour, alpha=0.5, markersize=5, label="_seeds")
+        ax.plot([kept], [content], "o", color=colour, label=label(row, loop=False))
     ax.set(title="greedy: what it says and how", xlabel="style: share of the rules kept", ylabel="content: ROUGE-L F1")
     ax.margins(0.15)
+    label_ends(ax)
 
 
 def _cross(ax: Axes, x: Interval, y: Interval, policy: str) -> None:
@@ -175,8 +209,6 @@ def _cross(ax: Axes, x: Interval, y: Interval, policy: str) -> None:
     ax.plot([x["low"], x["high"]], [y["mean"]] * 2, color=colour, linewidth=1.5)
     ax.plot([x["mean"]] * 2, [y["low"], y["high"]], color=colour, linewidth=1.5)
     ax.plot(x["mean"], y["mean"], "o", color=colour)
-    place = {"textcoords": "offset points", "color": colour, "ha": "left"}
-    ax.annotate(METHOD_LABELS[policy], (x["mean"], y["mean"]), (6, 6), **place)
 
 
 def alt(records: Records) -> str:

@@ -110,10 +110,10 @@ def _header(values: dict) -> str:
 def readme_table(masters: Sequence[Master]) -> str:
     """The notebooks as a Markdown table, in order of their names."""
     rows = [
-        (f"[{m.name}](notebooks/{m.name}.ipynb)", m.title, m.shows, minutes(m.time_budget_s))
+        (f"[{m.name}](notebooks/{m.name}.ipynb)", m.title, minutes(m.time_budget_s))
         for m in sorted(masters, key=lambda master: master.name)
     ]
-    return markdown_table([("notebook", "question", "what you see", "at most"), *rows])
+    return markdown_table([("notebook", "question", "at most"), *rows])
 
 
 def between_markers(text: str, inside: str, begin: str = TABLE_BEGIN, end: str = TABLE_END) -> str:

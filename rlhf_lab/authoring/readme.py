@@ -22,7 +22,7 @@ from rlhf_lab.workflow.report import cost_table, reward_table
 def main_job_tables(records: Sequence[Mapping]) -> str:
     """results.json of `rlhf-lab summarize` with several seeds: its tables, the methods' contrasts, and the claims."""
     tables = (f(records) for f in (main_job.sampled_table, main_job.greedy_table, main_job.contrasts_table))
-    tables = *tables, main_job.claims(records)
+    tables = *tables, main_job.claims(records), main_job.samples(records)
     return "\n\n".join(tables)
 
 

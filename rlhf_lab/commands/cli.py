@@ -31,6 +31,7 @@ COMMANDS = {
     "judge": Command("how well a trained judge predicts comparisons about other prompts", "rlhf_lab.commands.judge"),
     "pretrain": Command("make the small models that are shipped", "rlhf_lab.commands.pretrain"),
     "docs": Command("the docstring corpus: counts and examples", "rlhf_lab.commands.docs"),
+    "xray": Command("what the loss in anybody's trainer really computes", "rlhf_lab.commands.xray"),
     "doctor": Command("versions, device, precision, memory, and what would be used", "rlhf_lab.commands.doctor"),
 }
 

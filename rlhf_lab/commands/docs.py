@@ -11,7 +11,7 @@ from rlhf_lab.data.docstrings import SHIPPED_CORPUS, SPLITS, corpus_fingerprint,
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """--examples N, --split, --seed, --cache_dir."""
     parser.add_argument("--examples", type=int, default=0, metavar="N", help="print N random pairs (default: 0)")
-    parser.add_argument("--split", choices=SPLITS, help="of this split only")
+    parser.add_argument("--split", choices=SPLITS, help="examples of this split only")
     parser.add_argument("--seed", type=int, default=0, help="which random pairs (default: 0)")
     parser.add_argument("--cache_dir", help="where harvested pairs are kept (default: the user's cache directory)")
 

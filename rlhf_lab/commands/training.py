@@ -11,6 +11,7 @@ from torch import nn
 
 from rlhf_lab.common.files import PathText, write_atomically
 from rlhf_lab.common.intervals import number
+from rlhf_lab.common.words import counted
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.truncation import LongPrompts
 from rlhf_lab.judges.report import length_rules
@@ -114,7 +115,8 @@ def report_training(result: TrainingResult, facts: dict[str, dict]) -> None:
     if result.learning is not None:
         print(result.learning.sentence())
     before = result.resumed_from is not None and result.resumed_from.name == f"checkpoint-{result.steps}"
-    how = "nothing was trained: it was finished before" if before else f"{result.steps} steps in {result.seconds:.0f} s"
+    trained = f"{counted(result.steps, 'step')} in {result.seconds:.0f} s"
+    how = "nothing was trained: it was finished before" if before else trained
     print(f"{how}; the model is in {Path(result.output_dir)}")
 
 

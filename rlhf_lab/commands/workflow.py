@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_lab.common.arguments import add_fields, read_values
+from rlhf_lab.common.words import counted
 from rlhf_lab.objective import PRESETS as OBJECTIVES
 from rlhf_lab.objective import Objective
 from rlhf_lab.workflow.loop import run_workflow
@@ -53,6 +54,7 @@ def announcement(plan: Plan) -> str:
     return (
         f"{', '.join(plan.objectives)} from {settings.model_name_or_path}: {settings.iterations} x {settings.prompts} "
         f"prompts ({source}), {asked * settings.candidates:,} candidates, judge {settings.judge_name}; "
-        f"{training.num_train_epochs:g} epochs at learning rate {rate}; measured on {settings.held_out} held-out "
-        f"prompts. Everything lands in {training.output_dir}; stopped, the same command goes on from there."
+        f"{counted(training.num_train_epochs, 'epoch')} at learning rate {rate}; measured on "
+        f"{counted(settings.held_out, 'held-out prompt')}. "
+        f"Everything lands in {training.output_dir}; stopped, the same command goes on from there."
     )

@@ -8,10 +8,11 @@ in 93%); from fewer, those that are approximate carry "few", the number of parts
 
 import math
 from collections.abc import Hashable, Sequence
-from functools import lru_cache
 from typing import NotRequired, TypedDict
 
 import numpy as np
+
+from rlhf_lab.common.student import clustered_mean, t_quantile
 
 # Fewer independent parts than this are few.
 FEW = 5
@@ -102,7 +103,7 @@ def grouped_mean(values: Sequence[float], groups: Sequence[Hashable]) -> Interva
     the opposite, rows of a group alike. Raises ValueError for fewer than two groups. Source: Bell, McCaffrey (2002).
     """
     values = _checked("values", values, "rows")
-    mean, error, degrees, _ = _clustered(values, groups)
+    mean, error, degrees, _ = clustered_mean(values, groups)
     return _told(_around(mean, t_quantile(degrees) * error), round(degrees) + 1)
 
 
@@ -121,7 +122,7 @@ def share_interval(hits: Sequence[float], groups: Sequence[Hashable] | None = No
         return wilson(float(hits.sum()), total)
     if len(set(groups)) == 1:
         return _told(_score_interval(float(hits.mean()), 1.0, NORMAL), 1)
-    mean, error, degrees, independent = _clustered(hits, groups)
+    mean, error, degrees, independent = clustered_mean(hits, groups)
     spread = mean * (1 - mean)
     effective = min(spread / error**2, total) if error**2 > 1e-12 * spread > 0 else independent
     return _told(_score_interval(mean, effective, t_quantile(degrees)), round(degrees) + 1)
@@ -166,23 +167,6 @@ def held_out_peak(values: Sequence[Sequence[float]]) -> tuple[int, slice]:
         raise ValueError(f"values of shape {values.shape}: finite [M, S] with S >= 2 seeds is needed")
     step = 2 if values.shape[1] >= 4 else 1
     return int(values[:, ::step].mean(1).argmax()), slice(step - 1, None, step)
-
-
-@lru_cache(maxsize=512)
-def t_quantile(degrees: float, level: float = 0.95) -> float:
-    """The quantile of |t|, Student's, at `level`: t = sqrt(n) tan(angle) turns its density into cos(angle)^(n-1).
-
-    degrees: n >= 1, need not be whole; 2e-6 exact at .95, the 97.5% quantile of t. level: in (0, 1). Raises ValueError
-    otherwise.
-    """
-    if not degrees >= 1:
-        raise ValueError(f"degrees={degrees}: Student's t needs at least 1 degree of freedom")
-    if not 0 < level < 1:
-        raise ValueError(f"level={level}: must be between 0 and 1")
-    angles = np.linspace(0.0, min(np.pi / 2, 12 / degrees**0.5), 200_001)
-    density = np.cos(angles) ** (degrees - 1)
-    inside = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return float(degrees**0.5 * np.tan(np.interp(level, inside / inside[-1], angles)))
 
 
 def sign(interval: Interval) -> int:
@@ -247,23 +231,3 @@ def _score_interval(share: float, count: float, quantile: float) -> Interval:
     spread = share * (1 - share) / count + squared / (4 * count * count)
     half = quantile * math.sqrt(spread) / (1 + squared / count)
     return {"mean": share, "low": max(0.0, middle - half), "high": min(1.0, middle + half)}
-
-
-def _clustered(values: np.ndarray, groups: Sequence[Hashable]) -> tuple[float, float, float, float]:
-    """(mean, its standard error, degrees of freedom, groups of equal size that would weigh the same)."""
-    _, index = np.unique(np.array([repr(group) for group in groups]), return_inverse=True)
-    if len(index) != len(values) or len(set(index)) < 2:
-        found = f"{len(set(index))} different groups of {len(index)} rows, for {len(values)} values"
-        raise ValueError(f"{found}: one name for each value is needed, and two or more different ones")
-    sums, counts = np.bincount(index, weights=values), np.bincount(index)
-    mean, weights = float(values.mean()), counts / len(values)
-    residuals = (sums - mean * counts) / (len(values) * np.sqrt(1 - weights))
-    # Satterthwaite: 2 E^2 / var of the squared error, which is residuals . residuals, if all group means vary alike:
-    # the covariance of residuals is a_i^.5 a_j^.5 (1[i=j] - w_i - w_j + s) with a = w^2 / (1 - w), s = sum w^2.
-    a, s = weights**2 / (1 - weights), float((weights**2).sum())
-    diagonal = a * (1 - 2 * weights + s)
-    moments = [float((a * weights**k).sum()) for k in range(3)]
-    pairs = s * s * moments[0] ** 2 + 2 * moments[0] * (moments[2] - 2 * s * moments[1]) + 2 * moments[1] ** 2
-    squares = pairs - float((a * a * (s - 2 * weights) ** 2).sum()) + float((diagonal**2).sum())
-    degrees = max(1.0, float(diagonal.sum()) ** 2 / squares)
-    return mean, float(np.sqrt((residuals**2).sum())), degrees, 1 / s

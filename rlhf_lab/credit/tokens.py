@@ -26,7 +26,7 @@ from rlhf_lab.engine.generate import response_token_logps
 from rlhf_lab.engine.logps import response_logps
 from rlhf_lab.engine.models import eval_mode
 from rlhf_lab.engine.options import ending_ids
-from rlhf_lab.judges.rouge import rouge_l
+from rlhf_lab.judges.gold import Judge, content_judge
 
 Kind = Literal["number", "entity", "word"]
 KINDS: tuple[Kind, ...] = ("number", "entity", "word")
@@ -173,15 +173,19 @@ def beam_table(
     max_new_tokens: int = 48,
     length_penalty: float = 0.0,
     bf16: bool | None = False,
+    judge: Judge | None = None,
     seed: int = 0,
 ) -> list[dict]:
     """One row per policy and beam width: what a wider search for likely text does to reward, length and likelihood.
 
     policies: {beta of its training: policy}. documents: (prompt text, human summary). length_penalty, bf16: as in
-    `beam_search`. Rows: beta, width, reward (ROUGE-L F1, with `low` and `high`), length (tokens, EOS included), logp
-    (log pi(y|x), nats, under the policy), implicit_reward (beta h(y)), ended (share, not cut); means over documents.
+    `beam_search`. judge: whose rewards are reported; default: content, ROUGE-L F1. Rows: beta, width, reward (with
+    `low` and `high`), length (tokens, EOS included), logp (log pi(y|x), nats, under the policy), implicit_reward
+    (beta h(y)), ended (share, not cut); means over documents.
     """
-    prompts = [encode_prompt(prompt, tokenizer) for prompt, _ in documents]
+    asked, humans = [prompt for prompt, _ in documents], [human for _, human in documents]
+    judge = judge or content_judge()
+    prompts = [encode_prompt(prompt, tokenizer) for prompt in asked]
     rows = []
     for beta, policy in policies.items():
         ends = ending_ids(tokenizer.eos_token_id, policy.generation_config)
@@ -191,9 +195,7 @@ def beam_table(
             responses, logps = [tokens for tokens, _ in found], np.array([sum(values) for _, values in found])
             ref_logps = np.array([sum(values) for values in response_token_logps(reference, prompts, responses)])
             texts = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in responses]
-            reward = bootstrap_mean(
-                [rouge_l(t, human) for t, (_, human) in zip(texts, documents, strict=True)], seed=seed
-            )
+            reward = bootstrap_mean([value for (value,) in judge(asked, [[t] for t in texts], humans)], seed=seed)
             row = {"beta": beta, "width": width, "reward": reward["mean"], "low": reward["low"], "high": reward["high"]}
             row |= {"length": float(np.mean([len(y) for y in responses])), "logp": float(logps.mean())}
             row |= {"implicit_reward": float(beta * (logps - ref_logps).mean())}

@@ -29,11 +29,14 @@ def credit_scale(*values: Sequence[float]) -> float:
     return largest or 1.0
 
 
-def credit_html(texts: Sequence[str], values: Sequence[float], *, scale: float | None = None, caption: str = "") -> str:
+def credit_html(
+    texts: Sequence[str], values: Sequence[float], *, scale: float | None = None, caption: str = "", label: str = LABEL
+) -> str:
     """HTML of the tokens on their colours, the value on hover, and the scale from -scale to +scale below.
 
     texts: from `data.token_view.token_texts`. values: from `credit`, as many. scale: one for several responses that
-    are to be compared (`credit_scale`); default: this response's own. Beyond it colours saturate.
+    are to be compared (`credit_scale`); default: this response's own. Beyond it colours saturate. label: what a value
+    is, if it is no credit.
     """
     scale = _checked(texts, values, scale)
     spans = "".join(
@@ -44,7 +47,8 @@ def credit_html(texts: Sequence[str], values: Sequence[float], *, scale: float |
     stops = ",".join(to_hex(CREDIT_COLOURS(x)) for x in (0.0, 0.5, 1.0))
     bar = (
         f'<span style="font-size:small">{-scale:+.2f} <span style="display:inline-block;width:8em;height:0.8em;'
-        f'border:1px solid #999;background:linear-gradient(to right,{stops})"></span> {scale:+.2f} {LABEL}</span>'
+        f'border:1px solid #999;background:linear-gradient(to right,{stops})"></span> {scale:+.2f} '
+        f"{plain_html(label)}</span>"
     )
     head = f"<div>{plain_html(caption)}</div>" if caption else ""
     body = f'{head}<div style="line-height:1.7">{spans}</div>{bar}'

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from rlhf_lab.common.words import counted
+
 
 class HasRow(Protocol):
     """Anything that knows its row number in the source."""
@@ -52,7 +54,8 @@ class RowReport:
 
     def __str__(self) -> str:
         if not self.problems:
-            return f"{self.source}: all {self.total} rows are usable"
+            every = f"all {self.total} rows are" if self.total != 1 else "its only row is"
+            return f"{self.source}: {every} usable"
         groups = self._groups()
         lines = [f"{self.source}: {len(self.rows)} of {self.total} rows cannot be used"]
         lines += [_line(key, count, groups[key]) for key, count in self.counts.items()]
@@ -108,5 +111,4 @@ def _line(key: str, count: int, group: Sequence[Problem]) -> str:
     rows = sorted({problem.row for problem in group})
     named = ", ".join(map(str, rows[:ROWS_NAMED])) + (", ..." if len(rows) > ROWS_NAMED else "")
     first = min(group, key=lambda problem: problem.row)
-    noun = "row" if count == 1 else "rows"
-    return f"  {key}: {count} {noun} ({named}); for example row {first.row}: {first.example}"
+    return f"  {key}: {counted(count, 'row')} ({named}); for example row {first.row}: {first.example}"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_lab.common.pages import plain_html
+from rlhf_lab.common.words import counted
 from rlhf_lab.data.encoding import special_tokens
 from rlhf_lab.data.examples import Example
 
@@ -50,7 +51,7 @@ def token_dump(example: Example, tokenizer: PreTrainedTokenizerBase, *, html: bo
         texts = [text.replace(" ", "·").replace("\n", "↵") for text in token_texts(ids, tokenizer)]
         kinds = ["special" if token_id in special else colour for token_id in ids]
         shown = [_paint(f"{i}:{text}", kind, html) for i, text, kind in zip(ids, texts, kinds, strict=True)]
-        lines.append(f"{name} ({len(ids)} tokens): " + " ".join(shown))
+        lines.append(f"{name} ({counted(len(ids), 'token')}): " + " ".join(shown))
     if not html:
         return "\n".join(lines)
     return f"<pre style='white-space:pre-wrap;background:{PAPER};{CSS['label']};padding:4px'>{'<br>'.join(lines)}</pre>"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_lab.common.words import counted
 from rlhf_lab.data.encoding import (
     add_bos_eos,
     bare_prompt_ids,
@@ -50,13 +51,16 @@ class TruncationCounts:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.examples} examples; {self.prompts_cut} prompts cut at the start ({self.prompt_tokens_cut} tokens), "
-            f"{self.responses_cut} responses cut at the end ({self.response_tokens_cut} tokens)"
+            f"{counted(self.examples, 'example')}; "
+            f"{counted(self.prompts_cut, 'prompt')} cut at the start ({counted(self.prompt_tokens_cut, 'token')}), "
+            f"{counted(self.responses_cut, 'response')} cut at the end ({counted(self.response_tokens_cut, 'token')})"
         ]
         if self.prompts_dropped:
-            lines.append(f"{self.prompts_dropped} rows left out, because their prompts are too long")
+            whose = "its prompt is" if self.prompts_dropped == 1 else "their prompts are"
+            lines.append(f"{counted(self.prompts_dropped, 'row')} left out, because {whose} too long")
         if self.special_spellings:
-            lines.append(f"{self.special_spellings} texts spell a special token: read as plain text")
+            verb = "spells" if self.special_spellings == 1 else "spell"
+            lines.append(f"{counted(self.special_spellings, 'text')} {verb} a special token: read as plain text")
         return "\n".join(lines + ([str(self.dropped)] if self.dropped.problems else []))
 
 

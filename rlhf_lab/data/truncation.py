@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from rlhf_lab.common.words import counted
 from rlhf_lab.data.encoding import Ids
 from rlhf_lab.data.examples import Example
 from rlhf_lab.data.problems import Problem, TokenError
@@ -66,13 +67,13 @@ def fit_example(example: Example, limits: Limits, bos: int | None = None) -> Exa
     prompt, responses = truncate(prompt, responses, limits, bos)
     if len(responses) > 1 and responses[0] == responses[1]:
         cut = "once cut" if example.responses[0] != example.responses[1] else "as tokens"
-        raise TokenError(f"equal to chosen {cut}", f"{len(responses[0])} tokens", "rejected", example.row)
+        raise TokenError(f"equal to chosen {cut}", counted(len(responses[0]), "token"), "rejected", example.row)
     return Example(prompt, tuple(responses), example.row)
 
 
 def _too_long(size: int, limits: Limits) -> str:
     name = "max_length" if limits.max_prompt_length is None else "max_prompt_length"
-    said = f"{size} tokens, {name} is {getattr(limits, name)}"
+    said = f"{counted(size, 'token')}, {name} is {getattr(limits, name)}"
     if limits.handling == "drop":
         return said
     return (

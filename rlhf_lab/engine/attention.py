@@ -9,7 +9,7 @@ of its matrix products, and torch's scaled_dot_product_attention elsewhere.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
@@ -55,6 +55,22 @@ class Packing(tuple):
         return cls((len(example.prompt), tuple(map(len, example.responses))) for example in examples)
 
 
+def plain_attention(module: nn.Module, *tensors: Tensor | None, **arguments) -> tuple[Tensor, None]:
+    """transformers' own sdpa, for calls that carry nothing of ours. tensors: query, key, value, attention mask."""
+    return AttentionInterface()["sdpa"](module, *tensors, **arguments)
+
+
+def unknown_arguments(arguments: dict) -> list[str]:
+    """Names of what a model set for its attention and an attention of ours does not know."""
+    return sorted({name for name, value in arguments.items() if value is not None and value is not False} - HARMLESS)
+
+
+def register_attention(name: str, function: Callable) -> None:
+    """Let models choose `function` by this name, with the masks of sdpa."""
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, AttentionMaskInterface()["sdpa"])
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -73,8 +89,7 @@ def packed_attention(
     window shorter than an example, or any argument it does not know.
     """
     if packing is None:
-        arguments = {"scaling": scaling, "dropout": dropout, **kwargs}
-        return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **arguments)
+        return plain_attention(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
     _check_arguments(packing, kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if torch.is_autocast_enabled(query.device.type):  # rotary positions leave float32 behind, as with torch's attention
@@ -216,11 +231,8 @@ def _check_arguments(packing: Packing, arguments: dict) -> None:
     longest = max(prompt + max(responses) for prompt, responses in packing)
     if window is not None and window < longest:
         raise PackedAttentionUnsupported(f"sliding window of {window} tokens, but an example has {longest}")
-    given = {name for name, value in arguments.items() if value is not None and value is not False}
-    unknown = sorted(given - HARMLESS)
-    if unknown:
+    if unknown := unknown_arguments(arguments):
         raise PackedAttentionUnsupported(f"its attention is called with {', '.join(unknown)}")
 
 
-AttentionInterface.register(NAME, packed_attention)
-AttentionMaskInterface.register(NAME, AttentionMaskInterface()["sdpa"])
+register_attention(NAME, packed_attention)

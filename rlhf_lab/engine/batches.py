@@ -18,6 +18,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from rlhf_lab.common.words import counted
 from rlhf_lab.data.examples import Example
 
 # A sorted pool of this many batches' worth of examples: batches of one length, in an order that still varies by epoch.
@@ -153,7 +154,8 @@ def _check_limits(examples: Sequence[Example], tokens_per_batch: int | None, exa
             raise ValueError(f"token_budget_batches: {name} must be at least 1, got {limit}")
     too_long = [e for e in examples if tokens_per_batch is not None and e.num_tokens > tokens_per_batch]
     if too_long:
+        first = f"row {too_long[0].row} of {too_long[0].num_tokens} tokens"
         raise ValueError(
-            f"{len(too_long)} examples exceed tokens_per_batch={tokens_per_batch}, e.g. row {too_long[0].row} with "
-            f"{too_long[0].num_tokens} tokens; raise --tokens_per_batch, or cut the examples with --max_length"
+            f"{counted(len(too_long), 'example')} beyond tokens_per_batch={tokens_per_batch}, e.g. {first}; raise "
+            "--tokens_per_batch, or cut the examples with --max_length"
         )

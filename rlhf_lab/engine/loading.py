@@ -14,6 +14,7 @@ from transformers.utils import logging
 from rlhf_lab.common.assets import SHIPPED, small_model_path
 from rlhf_lab.common.errors import cause
 from rlhf_lab.common.files import read_settings
+from rlhf_lab.common.words import counted
 
 # Heads of other tasks: what a causal model would lack there is drawn at random by transformers, with a warning only.
 OTHER_TASKS = ("SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice", "ForMaskedLM")
@@ -113,8 +114,9 @@ def load_whole(kind: type, source: str) -> PreTrainedModel:
     absent = sorted(found["missing_keys"]) + sorted(str(key) for key in found["mismatched_keys"])
     if absent:
         raise ValueError(
-            f"{source!r} lacks {len(absent)} weights of a {type(model).__name__} ({', '.join(absent[:3])}): they would "
-            "be drawn at random. Is the checkpoint whole, and of this kind of model?"
+            f"{source!r} lacks {counted(len(absent), 'weight')} of a {type(model).__name__} "
+            f"({', '.join(absent[:3])}): they would be drawn at random. Is the checkpoint whole, and of this kind of "
+            "model?"
         )
     return model
 

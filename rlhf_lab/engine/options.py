@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from transformers import GenerationConfig
 
+from rlhf_lab.common.words import counted
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.limits import check_examples, check_lengths, context_length
 
@@ -44,8 +45,8 @@ def check_prompts(model, prompts: Sequence[Sequence[int]], max_new_tokens: int) 
             raise ValueError(f"prompt {i} has no token; give it at least a BOS or separator token")
         if max_positions is not None and len(prompt) + max_new_tokens > max_positions:
             raise ValueError(
-                f"prompt {i} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} it passes the model's "
-                f"{max_positions} positions: truncate the prompt or lower max_new_tokens"
+                f"prompt {i} has {counted(len(prompt), 'token')}; with max_new_tokens={max_new_tokens} it passes the "
+                f"model's {max_positions} positions: truncate the prompt or lower max_new_tokens"
             )
     check_examples(model, [Example(tuple(prompt), (), i) for i, prompt in enumerate(prompts)])
     # a row may not cross the length at which a scaling of its positions changes, nor stand beside one that does

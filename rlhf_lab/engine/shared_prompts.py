@@ -5,10 +5,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from rlhf_lab.engine.attention import HARMLESS
+from rlhf_lab.engine.attention import plain_attention, register_attention, unknown_arguments
 from rlhf_lab.engine.repeated_prompts import prefill
 
 NAME = "rlhf_lab_shared_prompt"
@@ -112,9 +112,8 @@ def shared_attention(
     `shared` this is transformers' sdpa. Raises ValueError for soft-capping, a sliding window, or what it does not know.
     """
     if shared is None:
-        arguments = {"scaling": scaling, "dropout": dropout, **kwargs}
-        return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **arguments)
-    unknown = sorted({name for name, value in kwargs.items() if value is not None and value is not False} - HARMLESS)
+        return plain_attention(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+    unknown = unknown_arguments(kwargs)
     if unknown or dropout:
         raise ValueError(f"its attention is called with {', '.join(unknown) or 'dropout'}")
     layer = shared.cache.layers[module.layer_idx]
@@ -141,5 +140,4 @@ def _attention_in(model) -> Iterator[None]:
         model.set_attn_implementation(own)
 
 
-AttentionInterface.register(NAME, shared_attention)
-AttentionMaskInterface.register(NAME, AttentionMaskInterface()["sdpa"])
+register_attention(NAME, shared_attention)

@@ -61,11 +61,11 @@ class JudgeSettings:
     drop_invalid: bool = False
     """leave out rows that cannot be used, and report them, instead of refusing the file"""
     folds: int = 5
-    """each is held out once; the comparisons of a prompt are never divided"""
+    """parts of the comparisons, each held out once; the comparisons of a prompt are never divided"""
     test_folds: int | None = None
     """judge only the first so many folds, for a quick look; none: all"""
     seeds: tuple[int, ...] = (0,)
-    """of the folds, the new head and the order of training; every seed repeats the whole cross-validation"""
+    """seeds of the folds, the new head and the order of training; every seed repeats the whole cross-validation"""
     max_length: int | None = None
     """tokens of the prompt plus one response (pairwise: both); none: 1024, or the model's context if that is
     shorter"""
@@ -77,7 +77,7 @@ class JudgeSettings:
     """refuse the file, truncate or drop prompts that are longer than max_prompt_length, or that fill max_length
     alone; none: truncate if max_prompt_length is given, else refuse"""
     learning_rate: float = 1e-4
-    """of each fold's training"""
+    """learning rate of each fold's training"""
     epochs: float = 1.0
     """passes over each fold's training comparisons"""
     batch_size: int = 16

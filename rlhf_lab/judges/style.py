@@ -19,6 +19,7 @@ FEWEST_WORDS, MOST_WORDS = 4, 10
 # A word of fewer ASCII letters says little of what a text is about ("the", "for"), and ROUGE's stemmer leaves it alone.
 CONTENT_LETTERS = 4
 SENTENCE_ENDS = ".\u3002\u0964\u06d4\u1362"  # Latin and Cyrillic, Chinese and Japanese, Hindi, Urdu, Ethiopic
+OTHER_ENDS = "\uff01\uff1f\u061f"  # exclamation and question marks that need no space behind them
 DETERMINERS = frozenset({"a", "an", "the"})
 
 
@@ -63,7 +64,9 @@ def is_sentence(text: str) -> bool:
     text = text.strip()
     if not text or text[-1] not in SENTENCE_ENDS or text[0].islower():
         return False
-    return not re.search(rf"[.!?]\s+[^\W\d_a-z]|[{SENTENCE_ENDS[1:]}]\s*\S", text)
+    if re.search(rf"[{SENTENCE_ENDS[1:]}{OTHER_ENDS}]\s*\S", text):
+        return False
+    return all(letter.islower() for letter in re.findall(r"[.!?]\s+([^\W\d_])", text))
 
 
 def found_share(document: str, words: Iterable[str]) -> float:

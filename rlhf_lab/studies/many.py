@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from rlhf_lab.common.intervals import Interval, sign, t_quantile
+from rlhf_lab.common.intervals import Interval, sign
+from rlhf_lab.common.student import t_quantile
 from rlhf_lab.studies.wording import listed
 
 

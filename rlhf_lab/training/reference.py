@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from rlhf_lab.common.errors import cause
 from rlhf_lab.common.files import obey_umask
+from rlhf_lab.common.words import counted
 from rlhf_lab.data.examples import Example
 from rlhf_lab.engine.batches import collate, token_budget_batches
 from rlhf_lab.engine.limits import check_examples
@@ -101,7 +102,8 @@ def _compute(
             bar.update(len(indices))
     bad = [examples[i].row for i in (~result.isfinite().all(1)).nonzero().flatten().tolist()]
     if bad:
-        raise ValueError(f"the reference gives log-probs that are not finite for {len(bad)} rows, e.g. {bad[:10]}")
+        found = counted(len(bad), "row")
+        raise ValueError(f"the reference gives log-probs that are not finite for {found}, e.g. {bad[:10]}")
     return result
 
 

@@ -39,8 +39,8 @@ class TrainingSettings:
     output_dir: PathText
     """checkpoints, metrics.jsonl and the final model go here; a folder of another run is refused"""
     learning_rate: float | None = None
-    """of AdamW (and Muon) after the warm-up; none: by task and size, RATE * sqrt(6e6 / parameters) with RATE 1e-3
-    for SFT, 3e-4 for reward models, 5e-5 for preference training"""
+    """learning rate of AdamW (and Muon) after the warm-up; none: by task and size, RATE * sqrt(6e6 / parameters) with
+    RATE 1e-3 for SFT, 3e-4 for reward models, 5e-5 for preference training"""
     num_train_epochs: float | None = None
     """passes over the examples, may be a fraction; none: 2 for SFT, 1 for reward models and preference training"""
     max_steps: int = -1
@@ -58,7 +58,7 @@ class TrainingSettings:
     optimizer: Optimizer = "adamw"
     """muon: Muon for the hidden matrices and AdamW for everything else"""
     weight_decay: float = 0.0
-    """per unit of learning rate; of matrices only, not of norms, biases and embeddings"""
+    """decay of the weights per unit of learning rate; of matrices only, not of norms, biases and embeddings"""
     adam_beta1: float = 0.9
     """decay of AdamW's mean gradient, in [0, 1)"""
     adam_beta2: float = 0.999
@@ -72,7 +72,7 @@ class TrainingSettings:
     gradient_checkpointing: bool = False
     """recompute activations in the backward pass: less memory, about a third more time"""
     seed: int = 0
-    """of the order of the data, dropout and new heads, in 0 to 2**32 - 1"""
+    """seed of the order of the data, dropout and new heads, in 0 to 2**32 - 1"""
     device: str = "auto"
     """where to train, as torch names it (cpu, cuda, cuda:1, mps); auto: a GPU if there is one"""
     logging_steps: int = 10

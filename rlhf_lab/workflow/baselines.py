@@ -19,7 +19,7 @@ from rlhf_lab.workflow.evaluation import TABLE, Written, add_logps, judged, of_d
 from rlhf_lab.workflow.measures import LEAD_WORDS, mean_over, part_means, reward_measures
 from rlhf_lab.workflow.prompts import Row, unpacked
 from rlhf_lab.workflow.run import Loop, NamedJudge
-from rlhf_lab.workflow.scores import references_of, scores
+from rlhf_lab.workflow.scores import references_of, scores, wins_against
 
 SAMPLES = 2  # to each prompt at each temperature
 TEMPLATE_WORDS = 8
@@ -31,12 +31,14 @@ def tempered_stage(loop: Loop, prompts: Artefact, sft: Artefact) -> Artefact:
 
     Rows as an evaluation's, with their temperature; logp is that of the tempered policy, ref_logp that of pi_0, so that
     logp - ref_logp is the log-ratio whose mean is the exact KL. The last rows have temperature 0: the greedy responses
-    of `sft`, whose log-prob under the greedy policy is 0.
+    of `sft`, whose log-prob under the greedy policy is 0. A relative judge compares all with sampled ones of `sft`.
     """
     temperatures = loop.settings.baseline_temperatures
     facts = {"prompts": prompts.content, "policy": loop.sft.content, "sft": sft.content}
     facts |= {"temperatures": temperatures, "samples": SAMPLES, "seed": loop.seed(0, "tempered")}
     facts |= {"max_new_tokens": loop.settings.max_new_tokens}
+    # Two judges may agree on everything in `sft`, whose content would not tell them apart: a relative one gives 1/2.
+    facts |= {"judge": loop.judge.identity, "gold": loop.gold.identity}
 
     def make(path: Path) -> None:
         asked, model, written = unpacked(read_rows(prompts)), loop.load(loop.sft), read_rows(sft)
@@ -47,7 +49,7 @@ def tempered_stage(loop: Loop, prompts: Artefact, sft: Artefact) -> Artefact:
         for k, temperature in enumerate(temperatures):
             responses = [row[k * SAMPLES : (k + 1) * SAMPLES] for row in drawn]
             rows += _tempered(loop, model, asked, responses, temperature, written)
-        write_rows(path, rows + _greedy(model, asked, written), pa.schema(TABLE | {"temperature": pa.float64()}))
+        write_rows(path, rows + _greedy(loop, model, asked, written), pa.schema(TABLE | {"temperature": pa.float64()}))
 
     return stage(loop.folder(0), "tempered", facts, make)
 
@@ -62,9 +64,14 @@ def _tempered(loop: Loop, model, asked: Sequence[Row], responses, temperature: f
     return [row | {"temperature": temperature} for row in rows]
 
 
-def _greedy(model, asked: Sequence[Row], sft: Written) -> list[dict]:
+def _greedy(loop: Loop, model, asked: Sequence[Row], sft: Written) -> list[dict]:
     """pi_0's greedy responses, as those of temperature 0."""
     rows = [dict(row, temperature=0.0, logp=0.0) for row in sft if row["decoding"] == "greedy"]
+    if loop.judge.relative:  # in `sft` they were compared with themselves
+        against = [[r["text"] for r in row[:SAMPLES]] for row in of_decoding(sft, "sampled")]
+        ours = [[row["text"]] * len(against[0]) for row in rows]
+        wins = wins_against(loop.judge, [row["prompt"] for row in asked], ours, against)
+        rows = [row | {"score": float(np.mean(won))} for row, won in zip(rows, wins, strict=True)]
     add_logps(rows, "ref_logp", model, asked, [[row["tokens"]] for row in rows])
     return rows
 
@@ -102,7 +109,8 @@ def at_kl(points: tuple[np.ndarray, np.ndarray], kl: float) -> np.ndarray:
 def same_length(own: Sequence[Sequence[dict]], points: Points, judge: str) -> list[float]:
     """Per prompt, what a policy's responses have more reward than pi_0's of the nearest length, at any temperature.
 
-    The difference that is left when length explains nothing: among equally near ones pi_0's mean counts.
+    Among equally near ones pi_0's mean counts. It is no zero for pi_0 itself: at one length a low temperature may have
+    more reward than a high one, and the pool has all of them. `own_same_length` is what pi_0 gets.
     """
     gains = []
     for i, written in enumerate(own):
@@ -115,6 +123,18 @@ def same_length(own: Sequence[Sequence[dict]], points: Points, judge: str) -> li
             each.append(row[judge] - rewards[distance == distance.min()].mean())
         gains.append(float(np.mean(each)))
     return gains
+
+
+def own_same_length(points: Points, judge: str) -> tuple[list[float], list[float]]:
+    """`same_length` of pi_0's own sampled responses, each left out of the pool, and of its greedy ones, by prompt.
+
+    A policy that learned nothing gets this: what `same_length` says of another stands beside it.
+    """
+    sampled, gains = points[1.0], []
+    for k in range(len(sampled[0])):
+        others = [row[:k] + row[k + 1 :] for row in sampled]
+        gains.append(same_length([[row[k]] for row in sampled], points | {1.0: others}, judge))
+    return np.mean(gains, axis=0).tolist(), same_length(points[0.0], points, judge)
 
 
 def unlearned_texts(asked: Sequence[Row], gold: NamedJudge) -> dict[str, list[str]]:
@@ -154,10 +174,18 @@ def tempered_measures(points: Points, judges: Sequence[str], *, seed: int = 0) -
     return found
 
 
+def sft_against_itself(points: Points, judge: str, *, seed: int = 0) -> tuple[dict, dict]:
+    """vs_same_length of pi_0, sampled and greedy, as `against_tempered` has it for the others."""
+    sampled, greedy = (bootstrap_mean(gains, seed=seed) for gains in own_same_length(points, judge))
+    return {"vs_same_length": sampled}, {"vs_same_length": greedy}
+
+
 def against_tempered(own: Written, points: Points, judge: str, *, seed: int = 0) -> tuple[dict, dict]:
     """Sampled and greedy reward against pi_0 at all temperatures, paired by prompt, {mean, low, high} each.
 
-    vs_tempered, of sampled responses: against the temperature that has the policy's KL. vs_same_length: `same_length`.
+    vs_tempered, of sampled responses: against the temperature that has the policy's KL. The interval takes both KLs as
+    known, and the straight line between two temperatures lies a little below a curve that bends down. vs_same_length:
+    `same_length`.
     """
     rows, greedy = of_decoding(own, "sampled"), of_decoding(own, "greedy")
     kl = float(np.mean([np.mean([r["logp"] - r["ref_logp"] for r in written]) for written in rows]))

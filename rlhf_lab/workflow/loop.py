@@ -75,6 +75,8 @@ def _run(plan: Plan, corpus: Sequence[DocstringPair] | None, judge: Judge | None
     pool, held_out = prompt_pools(settings, first.tokenizer, training.seed, room_for_prompts(first), corpus)
     if first.judge.needs_references and pool[0]["reference"] is None:
         raise ValueError(f"judge={settings.judge_name!r} needs a `reference` in every row of {settings.prompts_file}")
+    if settings.gold is not None and first.gold.needs_references and pool[0]["reference"] is None:
+        raise ValueError(f"gold={settings.gold!r} needs a `reference` in every row of {settings.prompts_file}")
     histories: dict[str, list[Stages]] = {}
     for name, loop in loops.items():
         for history in iterations(loop, pool, held_out):

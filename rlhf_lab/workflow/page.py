@@ -19,7 +19,7 @@ def markdown(results: dict, figure: str, alt: str) -> str:
     """report.md: what was done, the figure, tables of rewards, costs and times, samples, and all settings."""
     settings = results["settings"]
     sentences = "\n".join(f"- {sentence}" for sentence in [*verdicts(results), *corpus_note(results)])
-    sections = ["# Preference optimisation", _what_was_done(results), sentences, f"![{alt}]({figure})"]
+    sections = ["# Preference optimisation", what_was_done(results), sentences, f"![{alt}]({figure})"]
     for judge in reversed(results["judges"]):
         for decoding, note in (
             ("sampled", f"{settings['eval_samples']} draws a prompt at temperature 1"),
@@ -45,18 +45,25 @@ def markdown(results: dict, figure: str, alt: str) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _what_was_done(results: dict) -> str:
+def what_was_done(results: dict) -> str:
+    """The run in a few sentences: prompts, candidates, pairs, judge, what was measured on, and how long it took."""
     settings = results["settings"]
     loop = f"{settings['iterations']} iterations of " if is_loop(results) else ""
     labels = settings["labels"]
     if labels == "bradley-terry":
         labels += f" at temperature {settings['label_temperature']}"
-    shared = " Every method learned from the same pairs." if len(results["objectives"]) > 1 else ""
+    shared = " Every method learned from the same pairs" if len(results["objectives"]) > 1 else ""
+    if shared:
+        own = "its own policies' alone" if settings["data"] == "newest" else "its own policies' beside them"
+        shared += f" at first, later from {own}." if is_loop(results) else "."
+    proxy = "gold" in results["judges"] and settings["gold"] != settings["judge"]
+    gold = f", true reward {settings['gold']}" if proxy else ""
+    split = " of the validation split, to choose settings by" if settings["eval_split"] == "validation" else ""
     return (
         f"{loop}{settings['prompts']} prompts, {settings['candidates']} candidates each at temperatures "
         f"{', '.join(map(str, settings['temperatures']))}; pairs {settings['pairs']}, {settings['pairs_per_prompt']} a "
-        f"prompt; judge {settings['judge']}, labels {labels}.{shared} Measured on {settings['eval_prompts']} held-out "
-        f"prompts. All stages together took {results['seconds']:.0f} s."
+        f"prompt; judge {settings['judge']}{gold}, labels {labels}.{shared} Measured on {settings['eval_prompts']} "
+        f"held-out prompts{split}. All stages together took {results['seconds']:.0f} s."
     )
 
 
@@ -67,8 +74,11 @@ HOW_TO_READ = """\
   docstring's summary keeps, house their mean. Proxy is what another judge scored. Where the proxy rises and gold does
   not, the policy exploits the judge. A pairwise judge's proxy is the probability to beat SFT's response to the prompt.
 - Rivals that learn nothing: SFT at lower temperatures (vs SFT at its KL: at the temperature with the policy's KL, exact
-  and interpolated; beyond the greedy policy's KL the greedy responses), the best of n of its samples by the judge, its
-  own responses of the policy's length, the prompt's first words, and a template that knows the style's rules.
+  and interpolated, a little low where the curve bends; beyond the greedy policy's KL the greedy responses), the best of
+  n of its samples by the judge, its own responses of the policy's length, the prompt's first words, and a template that
+  knows the style's rules.
+- vs SFT at its length: SFT's responses of the nearest length at any temperature. At one length lower temperatures may
+  have more reward, so that SFT itself is not at 0 there: compare with its row.
 - wins: share of comparisons of responses to the same prompt that have more reward; ties count half. R-1, R-2, R-L:
   ROUGE F1. imperative, sentence, short, found: the rules of the house style.
 - KL: mean over sampled responses of log pi - log pi_0, summed over the response, in nats. entropy: minus the mean

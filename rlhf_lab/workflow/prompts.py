@@ -8,6 +8,7 @@ from typing import TypedDict
 import pyarrow as pa
 
 from rlhf_lab.common.files import key_of
+from rlhf_lab.common.words import counted
 from rlhf_lab.data.contents import UNREAD, Content, as_content, checked_content
 from rlhf_lab.data.docstrings import TLDR_TOKEN, DocstringPair, docstring_pairs
 from rlhf_lab.data.encoding import bos_id, encode_prompt, special_tokens
@@ -87,8 +88,8 @@ def prompt_pools(
     needed = settings.prompts * (settings.iterations if settings.documents == "blocks" else 1)
     if len(pools[0]) < needed or len(pools[1]) < settings.held_out:
         raise ValueError(
-            f"{needed} prompts to learn from and {settings.held_out} held-out ones are needed, but there are "
-            f"{len(pools[0])} and {len(pools[1])} of at most {max_tokens} tokens: lower prompts or eval_prompts"
+            f"{counted(needed, 'prompt')} to learn from and {settings.held_out} held-out ones are needed, but there "
+            f"are {len(pools[0])} and {len(pools[1])} of at most {max_tokens} tokens: lower prompts or eval_prompts"
             + (", or choose documents='cycle'" if settings.documents == "blocks" else "")
         )
     held_out = pools[1][: settings.held_out]
@@ -167,9 +168,8 @@ def _file_rows(settings: WorkflowSettings, tokenizer, max_tokens: int) -> list[R
         if len(row["ids"]) > max_tokens:
             long += 1
             if settings.long_prompts == "refuse":
-                problems.append(
-                    f"row {number}: {len(row['ids'])} tokens, but only {max_tokens} leave room for a response"
-                )
+                size = counted(len(row["ids"]), "token")
+                problems.append(f"row {number}: {size}, but only {max_tokens} leave room for a response")
             if settings.long_prompts != "truncate":
                 continue
             row["ids"] = list(keep_last(tuple(row["ids"]), max_tokens, bos_id(tokenizer)))
@@ -178,11 +178,13 @@ def _file_rows(settings: WorkflowSettings, tokenizer, max_tokens: int) -> list[R
     if 0 < without < len(rows):
         problems.append(f"{without} of {len(rows)} rows have no `reference`: give it in every row, or in none")
     if problems:
-        advice = f"; {long} prompts are too long: --long_prompts truncate or drop goes on" if long else ""
-        raise ValueError(f"{settings.prompts_file}: {len(problems)} problems, {'; '.join(problems[:5])}{advice}")
+        advice = f"; too long: {counted(long, 'prompt')}: --long_prompts truncate or drop goes on" if long else ""
+        found = counted(len(problems), "problem")
+        raise ValueError(f"{settings.prompts_file}: {found}, {'; '.join(problems[:5])}{advice}")
     if long:
-        verb = "dropped" if settings.long_prompts == "drop" else f"cut to their last {max_tokens} tokens"
-        print(f"{settings.prompts_file}: {long} prompts of more than {max_tokens} tokens are {verb}")
+        verb = "dropped" if settings.long_prompts == "drop" else f"cut to the last {counted(max_tokens, 'token')}"
+        are = f"{counted(long, 'prompt')} of more than {counted(max_tokens, 'token')} {'is' if long == 1 else 'are'}"
+        print(f"{settings.prompts_file}: {are} {verb}")
     return rows
 
 

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 
+from rlhf_lab.common.intervals import sign
 from rlhf_lab.common.plots import METHOD_LABELS
 
 LABEL_WIDTH = 19
@@ -15,6 +16,20 @@ RIVALS = {
 PARTS = {
     **{"rouge1": "R-1", "rouge2": "R-2", "rougeL": "R-L"},
     **{name: name for name in ("imperative", "sentence", "short", "found")},
+}
+COMPARED = {1: "better", 0: "NOT clearly better", -1: "WORSE"}
+WORSE = "is WORSE than a temperature, which learns nothing"
+# By the signs (1: the interval is above 0, -1: below) of sampled reward against SFT at equal KL, and of the greedy one.
+TEMPERATURE_CLAIMS = {
+    (1, 1): "learns what no temperature reaches",
+    (1, 0): "samples better than a temperature of its KL, but its greedy text does NOT clearly gain",
+    (1, -1): "samples better than a temperature of its KL, but its greedy text is WORSE",
+    (0, 1): "writes better greedy text, but a lower temperature may sample as well",
+    (0, 0): "does NOT clearly beat a temperature, which learns nothing",
+    (0, -1): WORSE,
+    (-1, 1): "writes better greedy text, but a lower temperature samples better",
+    (-1, 0): WORSE,
+    (-1, -1): WORSE,
 }
 COSTS = ("", "KL", "95%", "tokens", "characters", "entropy", "pairs", "ties", "identical", "flipped", "equal draws")
 
@@ -126,20 +141,19 @@ def verdicts(results: dict) -> list[str]:
 
 def claim(name: str, rewards: dict) -> str:
     """A method learns if its sampled reward clears the SFT model's at the temperature of its KL, and its greedy reward
-    that of the SFT model. rewards: of a policy by one judge; without baselines the sampled reward against SFT decides.
+    that of the SFT model. rewards: of a policy by one judge; without baselines nothing is said of temperatures.
     """
-    sampled, greedy = rewards.get("vs_tempered", rewards["delta_vs_sft"]), rewards["greedy"]["delta_vs_sft"]
-    rival = "the SFT model at the temperature of its KL" if "vs_tempered" in rewards else "the SFT model"
-    numbers = f"{_signed(sampled)} against {rival}, and {_signed(greedy)} in greedy reward"
-    if sampled["low"] > 0 and greedy["low"] > 0:
-        return f"{name} learns what no temperature reaches: {numbers}."
-    if sampled["low"] > 0:
-        return f"{name} samples better than any temperature, but its greedy text does NOT clearly gain: {numbers}."
-    if greedy["low"] > 0:
-        return f"{name} writes better greedy text, but a lower temperature samples as well: {numbers}."
-    if sampled["high"] < 0 or greedy["high"] < 0:
-        return f"{name} is WORSE than a temperature, which learns nothing: {numbers}."
-    return f"{name} does NOT clearly beat a temperature, which learns nothing: {numbers}."
+    greedy = rewards["greedy"]["delta_vs_sft"]
+    if "vs_tempered" not in rewards:
+        sampled = rewards["delta_vs_sft"]
+        words = f"samples {COMPARED[sign(sampled)]} than the SFT model, greedy text {COMPARED[sign(greedy)]}"
+        words += ", and no lower temperature was measured"
+        return f"{name} {words}: {_signed(sampled)} against the SFT model, and {_signed(greedy)} in greedy reward."
+    sampled = rewards["vs_tempered"]
+    return (
+        f"{name} {TEMPERATURE_CLAIMS[sign(sampled), sign(greedy)]}: {_signed(sampled)} against the SFT model at the "
+        f"temperature of its KL, and {_signed(greedy)} in greedy reward."
+    )
 
 
 def samples_text(results: dict) -> str:

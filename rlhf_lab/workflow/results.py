@@ -16,7 +16,14 @@ from rlhf_lab.engine.precision import pick_device
 from rlhf_lab.judges.report import best_of_n
 from rlhf_lab.objective import PRESETS, Objective
 from rlhf_lab.workflow.artefacts import Artefact, read_rows
-from rlhf_lab.workflow.baselines import against_tempered, by_temperature, tempered_measures, unlearned_measures
+from rlhf_lab.workflow.baselines import (
+    Points,
+    against_tempered,
+    by_temperature,
+    sft_against_itself,
+    tempered_measures,
+    unlearned_measures,
+)
 from rlhf_lab.workflow.evaluation import Written, of_decoding
 from rlhf_lab.workflow.figure import write_figure
 from rlhf_lab.workflow.measures import paired_difference, policy_measures
@@ -75,7 +82,8 @@ def baseline_numbers(loop: Loop, start: Stages, asked: Sequence[Row], judges: Se
     chosen = {name: [[r[name] for r in row] for row in of_decoding(sft, "sampled")] for name in judges}
     return {
         "tempered": tempered_measures(points, judges, seed=seed),
-        "best_of_n": best_of_n(chosen[judges[0]], chosen[judges[-1]], seed=seed)[1:],
+        # A relative judge gives 1/2 to each of pi_0's own: it has not said which of them is the best.
+        "best_of_n": [] if loop.judge.relative else best_of_n(chosen[judges[0]], chosen[judges[-1]], seed=seed)[1:],
         "unlearned": unlearned_measures(asked, loop.gold, seed=seed) if gold else {},
     }
 
@@ -104,18 +112,31 @@ def policy_row(loop: Loop, name: str, history: Sequence[Stages], judges: Sequenc
     own, *before = (read_rows(each["evaluation"]) for each in (stages, history[0], history[max(0, iteration - 1)]))
     row = {"policy": name, "iteration": iteration, "changed": changed(name, loop.objective) if iteration else {}}
     row |= policy_measures(own, *(before if iteration else ()), judges=judges, seed=loop.training.seed)
-    if iteration and "tempered" in history[0]:
+    if "tempered" in history[0]:
         points = by_temperature(read_rows(history[0]["tempered"]), before[0])
         for judge in judges:
-            sampled, greedy = against_tempered(own, points, judge, seed=loop.training.seed)
-            row[judge] |= sampled
-            row[judge]["greedy"] |= greedy
+            _add_baselines(row[judge], loop, judge, own if iteration else None, points)
     row["stages"] = {stage: _place(loop, artefact) for stage, artefact in stages.items()}
     row["seconds"] = {stage: a.notes["seconds"] for stage, a in stages.items() if "seconds" in a.notes}
     if iteration:
         row |= {"pairs": pair_counts(stages["pairs"]), "training": stages["policy"].notes["metrics"]}
         row["learning_rate"] = loop.training.learning_rate
     return row
+
+
+def _add_baselines(rewards: dict, loop: Loop, judge: str, own: Written | None, points: Points) -> None:
+    """Write vs_tempered and vs_same_length into a policy's rewards by one judge; own: None for pi_0.
+
+    A relative judge's scores of equal length say nothing: those of pi_0 are 1/2, and a greedy one has another opponent.
+    """
+    seed = loop.training.seed
+    found = sft_against_itself(points, judge, seed=seed) if own is None else None
+    sampled, greedy = found or against_tempered(own, points, judge, seed=seed)
+    if judge == "score" and loop.judge.relative:
+        sampled.pop("vs_same_length")
+        greedy.pop("vs_same_length")
+    rewards |= sampled
+    rewards["greedy"] |= greedy
 
 
 def changed(name: str, objective: Objective) -> dict:

@@ -66,7 +66,11 @@ def named_judge(
     folder = Path(model_source(name) if name in SHIPPED else name).expanduser()
     if not folder.exists() and ":" in name:
         fn, source = function_of(name)
-        return NamedJudge(f"function {name} {source}", partial(each_response, fn))
+        try:  # now: what cannot be called is refused before anything is drawn
+            own = each_response(fn)
+        except TypeError as error:
+            raise ValueError(f"judge={name!r}: {error}") from None
+        return NamedJudge(f"function {name} {source}", lambda: own)
     if not (folder / "config.json").is_file():
         was = "; what was gold is content now" if name == "gold" else ""
         raise ValueError(
@@ -105,7 +109,11 @@ def scores(
 
     Raises ValueError that names the prompts if the judge returns NaN or infinity, or not one score per response.
     """
-    result = judge.load()(prompts, responses, references)
+    given = judge.load()(prompts, [list(row) for row in responses], references)  # lists of its own, to sort or to cut
+    try:
+        result = [[float(score) for score in row] for row in given]
+    except (TypeError, ValueError):
+        raise ValueError(f"the judge ({judge.identity}) did not return a list of numbers for each prompt") from None
     if [len(row) for row in result] != [len(row) for row in responses]:
         raise ValueError(f"the judge ({judge.identity}) did not return one score for each response")
     bad = [i for i, row in enumerate(result) if not all(map(math.isfinite, row))]
@@ -114,7 +122,7 @@ def scores(
             f"the judge ({judge.identity}) gave NaN or infinite scores to {len(bad)} of {len(prompts)} prompts, e.g. "
             f"{bad[:10]}; the first begins {str(prompts[bad[0]])[:80]!r}. Check the judge on these prompts"
         )
-    return [[float(score) for score in row] for row in result]
+    return result
 
 
 def wins_against(judge: NamedJudge, prompts: Sequence[Content], responses, opponents) -> list[list[float]]:

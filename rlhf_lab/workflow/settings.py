@@ -36,7 +36,7 @@ class PairSettings:
     labels: Labels = "argmax"
     """argmax: the higher score wins; bradley-terry: a draw with P = sigma(difference / label_temperature)"""
     label_temperature: float | None = None
-    """of bradley-terry labels, in units of the score"""
+    """temperature of bradley-terry labels, in units of the score"""
     length_penalty: float = 0.0
     """lambda of score - lambda * characters: this penalised score selects AND orients the pairs"""
 
@@ -83,14 +83,14 @@ class WorkflowSettings(PairSettings):
     candidates: int = 8
     """responses drawn to each prompt, equally many at each of `temperatures`"""
     temperatures: tuple[float, ...] = (1.0, 0.7)
-    """at which candidates are drawn"""
+    """temperatures at which candidates are drawn"""
     max_new_tokens: int = 48
     """longest response, in tokens, its end included"""
     sampler: Sampler = "local"
     """who draws candidates: this process, or a completions server at server_url (server: any other than vLLM and
     `transformers serve`), which serves each policy under the name of its folder; measuring is always local"""
     server_url: str | None = None
-    """of the sampler, as http://localhost:8000"""
+    """address of the sampler's server, as http://localhost:8000"""
     judge: PathText | None = None
     """whose scores make the pairs: content (ROUGE-L F1 against the reference), style (the house style of a docstring's
     summary) or house (their mean); the folder of a reward or pairwise model; module:function, a function of yours of
@@ -100,7 +100,7 @@ class WorkflowSettings(PairSettings):
     """the true reward, which every policy is measured by beside the judge's: content, style or house; none: the judge
     if it is one of these, else house for docstrings and content for a prompts_file with references"""
     judge_url: str | None = None
-    """of a served judge"""
+    """address of a served judge"""
     judge_model: str | None = None
     """the name that the judge is served by"""
     judge_answer: Answer = "logprobs"
@@ -129,12 +129,12 @@ class WorkflowSettings(PairSettings):
     """docstrings held out: of the test split, or those of the validation split that no iteration asks about, to choose
     settings by"""
     baseline_temperatures: tuple[float, ...] = (0.85, 0.7, 0.5, 0.3)
-    """lower temperatures at which the SFT model is measured too: what no learning reaches; empty: none"""
+    """lower temperatures at which the SFT model is measured too, which takes no learning; none: none of them"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "temperatures", tuple(self.temperatures))
-        object.__setattr__(self, "baseline_temperatures", tuple(self.baseline_temperatures))
+        object.__setattr__(self, "baseline_temperatures", tuple(sorted(self.baseline_temperatures, reverse=True)))
         lowest = {"iterations": 1, "prompts": 1, "candidates": 2, "max_new_tokens": 1, "concurrency": 1}
         check_lowest(self, lowest | {"eval_prompts": 2, "eval_samples": 1})
         check_choices(self, {"long_prompts": get_args(LongPrompts)})
@@ -173,6 +173,8 @@ class WorkflowSettings(PairSettings):
             raise ValueError(f"temperatures={self.temperatures}: give at least one, all of them finite and above 0")
         if not all(0.0 < t < 1.0 for t in self.baseline_temperatures):
             raise ValueError(f"baseline_temperatures={self.baseline_temperatures}: all of them between 0 and 1")
+        if len(set(self.baseline_temperatures)) < len(self.baseline_temperatures):
+            raise ValueError(f"baseline_temperatures={self.baseline_temperatures}: each one once")
         if self.opponent is not None and self.candidates != 2 * self.pairs_per_prompt:
             raise ValueError(
                 f"pairs={self.pairs!r} compares every draw, half of them from each policy: it needs candidates="
@@ -224,9 +226,9 @@ class WorkflowTraining(TrainingSettings):
     output_dir: PathText = "runs/online"
     """everything lands there; stages of other settings stay beside these, report, figure and results are replaced"""
     seed: int = 0
-    """of the whole run: documents, draws, labels, order of training, bootstrap"""
+    """seed of the whole run: documents, draws, labels, order of training, bootstrap"""
     learning_rate: float | None = None
-    """of AdamW after the warm-up; none: each objective's own (workflow.presets.LEARNING_RATES)"""
+    """learning rate of AdamW after the warm-up; none: each objective's own (workflow.presets.LEARNING_RATES)"""
     num_train_epochs: float = 2.0
     """passes over the pairs, may be a fraction"""
     per_device_train_batch_size: int | None = 16

@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from rlhf_lab.common.words import counted
 from rlhf_lab.data.problems import shorten
 from rlhf_lab.engine.serving.exchange import BUSY, Arrived, Server, ServerError, Transient, exchange
 
@@ -78,7 +79,8 @@ def ask(server: Server, path: str, body: dict) -> dict:
         except Transient as error:
             if attempt == server.retries or server.stop.is_set():
                 asked = f"; it asks to wait {error.wait:.0f} s" if error.wait > LONGEST_WAIT else ""
-                raise ServerError(f"{error}; gave up after {attempt + 1} attempts{asked}", error.status) from error
+                tried = f"gave up after {counted(attempt + 1, 'attempt')}"
+                raise ServerError(f"{error}; {tried}{asked}", error.status) from error
             # Up to half as long again at random, so that many clients do not come back all at once.
             wait = max(error.wait, server.backoff * 2**attempt) * random.uniform(1.0, 1.5)
             server.stop.wait(min(wait, LONGEST_WAIT))

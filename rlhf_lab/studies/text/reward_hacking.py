@@ -143,11 +143,10 @@ def loop(world: World, plan: dict, folder: str, changes: dict) -> Plan:
 
 
 def answer(results: dict) -> str:
-    """Did gold follow the learned judge's score, and that of style alone; what became of style and content there?"""
-    words = followed(results)
-    style = results["paths"]["style"]
+    """Where gold ends if the learned judge, or style alone, is optimised; what became of style and content there?"""
+    words, style = followed(results), results["paths"]["style"]
     moved = [briefly(name, gain(style, name)) for name in ("style", "content")]
-    return f"For a learned judge: {words['learned']}; for style alone: {words['style']}, with {' and '.join(moved)}."
+    return f"Gold by a learned judge: {words['learned']}; by style alone: {words['style']}, with {' and '.join(moved)}."
 
 
 def briefly(name: str, interval: Interval) -> str:
@@ -158,7 +157,10 @@ def briefly(name: str, interval: Interval) -> str:
 
 
 def followed(results: dict) -> dict[str, str]:
-    """By proxy: did gold follow it over SFT's curve to the end, at first, not detectably, or not? Told by Holm."""
+    """By proxy: where gold ends, against SFT at the temperature of the same KL, or if it falls in the second half.
+
+    Told with Holm's correction; "untested" if the proxy's own score did not rise.
+    """
     paths = results["paths"]
     tested = [over_curve(paths[arm], paths[TEMPERED]) for arm in PROXIES]
     tested += [second_half(paths[arm], "gold") for arm in PROXIES]
@@ -166,11 +168,11 @@ def followed(results: dict) -> dict[str, str]:
     words = {}
     for arm, over, later in zip(PROXIES, told[: len(PROXIES)], told[len(PROXIES) :], strict=True):
         if sign(gain(paths[arm], "proxy_sd")) <= 0:
-            words[arm] = "its score did not rise"
+            words[arm] = "untested"
         elif later < 0 <= over:
             words[arm] = "only at first"
         else:
-            words[arm] = {1: "yes", -1: "no", 0: "not detectably"}[over]
+            words[arm] = {1: "above SFT's curve", -1: "below SFT's curve", 0: "on SFT's curve"}[over]
     return words
 
 
@@ -213,6 +215,7 @@ def notes(results: dict) -> Notes:
             f"every arm has the same prompts, draws, comparisons and epochs in {settings['iterations']} iterations",
             "the judge and the penalty differ",
             "the KL that they lead to is not equal, and best of n costs draws in place of training",
+            "SFT's curve is the SFT model at the temperature of the same KL: below it a temperature does better",
             "rewards in standard deviations are in those of pi_0's draws to one document",
         ],
         found=[*style_notes(results), *judge_notes(results), *best_of_n_notes(results), *length_notes(results)],
