@@ -25,10 +25,7 @@ ARMS = {
     "on wpo": Arm("on", "sampled"),
     "off dpo": Arm("off"),
     "off wpo": Arm("off", "sampled"),
-    "off greedy": Arm("off", "greedy"),
-    "off likelihood": Arm("off", "likelihood"),
     "off only w(y-)": Arm("off", "sampled", REJECTED),
-    "off only w(y+)": Arm("off", "sampled", CHOSEN),
     "hybrid dpo": Arm("hybrid"),
     "hybrid wpo": Arm("hybrid", "sampled"),
 }
@@ -36,14 +33,11 @@ LABELS = {
     "on dpo": "DPO",
     "on wpo": "WPO",
     "off dpo": "DPO",
-    "off wpo": "WPO sampled",
-    "off greedy": "WPO greedy",
-    "off likelihood": "WPO likelihood",
+    "off wpo": "WPO",
     "off only w(y-)": "only w(y-)",
-    "off only w(y+)": "only w(y+)",
     "hybrid dpo": "DPO",
     "hybrid wpo": "WPO",
 }
-ALIGNMENTS = ("off wpo", "off greedy", "off likelihood", "off dpo")
-ONE_SIDED = ("off only w(y-)", "off only w(y+)", "off wpo")
 DATA = {"on": "on-policy", "off": "off-policy", "hybrid": "hybrid"}
+# WPO's claim on each data set, and its weight of the rejected response alone, each against DPO on the same pairs.
+CLAIMS = (("off wpo", "off dpo"), ("off only w(y-)", "off dpo"), ("hybrid wpo", "hybrid dpo"), ("on wpo", "on dpo"))

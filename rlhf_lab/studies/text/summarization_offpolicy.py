@@ -9,15 +9,15 @@ The three data sets hold the same prompts, one pair each, the better summary (by
 
 import tempfile
 from collections.abc import Sequence
-from itertools import combinations, pairwise
 
 import numpy as np
 
-from rlhf_lab.common.intervals import comparison, mean_interval, number
+from rlhf_lab.common.intervals import Interval, change, comparison, mean_interval, number
 from rlhf_lab.data.examples import Example
-from rlhf_lab.studies.text.frontier import AXES, REWARDS, gold_of
-from rlhf_lab.studies.text.measuring import measure
-from rlhf_lab.studies.text.offpolicy_arms import ALIGNMENTS, ARMS, BETA, BOTH, DATA, LABELS, ONE_SIDED, Arm
+from rlhf_lab.studies.many import correction_note, holm
+from rlhf_lab.studies.text.frontier import REWARDS, curve_contrast, gold_of, learned, methods, over_curve
+from rlhf_lab.studies.text.measuring import TEMPERED, measure, sft_curve
+from rlhf_lab.studies.text.offpolicy_arms import ARMS, BETA, BOTH, CLAIMS, DATA, LABELS, Arm
 from rlhf_lab.studies.text.offpolicy_figure import alt, draw
 from rlhf_lab.studies.text.offpolicy_pairs import (
     CANDIDATES,
@@ -30,7 +30,7 @@ from rlhf_lab.studies.text.offpolicy_pairs import (
 from rlhf_lab.studies.text.paths import Path, collect, contrast, gain, intervals
 from rlhf_lab.studies.text.sharing import sharing_notes
 from rlhf_lab.studies.text.summaries import GOLD, World, each_seed, open_world, trained
-from rlhf_lab.studies.wording import Notes, Table, told
+from rlhf_lab.studies.wording import Notes, Table
 from rlhf_lab.training.preference import train_preference
 from rlhf_lab.training.settings import TrainingSettings
 from rlhf_lab.workflow.pairs import pair_examples
@@ -45,8 +45,8 @@ LEARNING_RATE = 1e-4
 
 def run(seeds: int, fast: bool) -> dict:
     """Gold and greedy reward, KL and length of every arm after each number of epochs, and what the data sets are."""
-    size = {"documents": 6, "held_out": 3, "model": "tiny"} if fast else {"documents": 160, "held_out": 80}
-    epochs = [1] if fast else [1, 2, 4]
+    size = {"documents": 6, "held_out": 3, "model": "tiny"} if fast else {"documents": 112, "held_out": 60}
+    epochs = [1] if fast else [2]
     runs = each_seed(one_seed, seeds, size, epochs, together=not fast)
     return {
         "settings": {
@@ -76,7 +76,7 @@ def one_seed(seed: int, seeds: int, size: dict, epochs: list[int]) -> dict:
         examples[name] = pair_examples(pairs, world.ids(world.documents))
         facts[name] = data_facts(world, pairs, examples[name])
     start = measure(world, world.model)
-    found: dict[str, dict] = {"data": facts, "paths": {}, "steps": {}}
+    found: dict[str, dict] = {"data": facts, "paths": {TEMPERED: sft_curve(world, start)}, "steps": {}}
     with tempfile.TemporaryDirectory(prefix="study-") as cache_dir:
         for name, arm in ARMS.items():
             path, found["steps"][name] = follow(world, arm, examples[arm.data], epochs, cache_dir)
@@ -104,12 +104,17 @@ def follow(
 
 
 def answer(results: dict) -> str:
-    """WPO's sampled weights against DPO on another model's pairs, after the last epoch."""
-    difference = contrast(results["paths"]["off wpo"], results["paths"]["off dpo"], "gold")
-    verdict = told(difference, "Yes", "No", "That cannot be told")
+    """WPO against DPO on another model's pairs, after the last epoch, over SFT's curve."""
+    told = holm([apart(results["paths"], *pair) for pair in CLAIMS], results["settings"]["seeds"])[0]
+    verdict = {1: "Yes", -1: "No", 0: "That cannot be told"}[told]
+    difference = number(apart(results["paths"], *CLAIMS[0]), "+.3f")
     after = epochs_of(results["settings"]["epochs"][-1])
-    reward = AXES[gold_of(results)]
-    return f"{verdict}: after {after} WPO's sampled {reward} minus DPO's is {number(difference, '+.3f')}."
+    return f"{verdict}: after {after} WPO's reward over SFT's at its KL, minus DPO's, is {difference}."
+
+
+def apart(paths: dict[str, Path], a: str, b: str, point: int = -1) -> Interval:
+    """a - b, each over SFT's curve at its own KL, seed by seed."""
+    return curve_contrast(paths[a], paths[b], paths[TEMPERED], point)
 
 
 def epochs_of(count: int) -> str:
@@ -118,23 +123,32 @@ def epochs_of(count: int) -> str:
 
 
 def table(results: dict) -> Table:
-    """A row an arm: rewards since pi_0 and against DPO on the same pairs, KL, and the mean weight in training."""
-    paths, after = results["paths"], epochs_of(results["settings"]["epochs"][-1])
-    rows = [["pairs", "method", f"sampled reward since pi_0, {after}", "minus DPO's on these pairs"]]
-    rows[0] += ["greedy reward since pi_0", "KL to pi_0, nats a response", "mean weight"]
+    """A row an arm: over SFT's curve and against DPO on the same pairs, greedy, KL, and the mean weight in training."""
+    paths, words = results["paths"], learned(results["paths"])
+    rows = [["pairs", "method", "sampled reward over SFT's at its KL", "minus DPO's on these pairs"]]
+    rows[0] += [
+        "greedy reward over SFT's",
+        "learns",
+        "greedy: content",
+        "greedy: style",
+        "KL to pi_0, nats",
+        "mean weight",
+    ]
     for name, arm in ARMS.items():
-        row = [DATA[arm.data], LABELS[name], number(gain(paths[name], "gold"), "+.3f")]
-        against = contrast(paths[name], paths[f"{arm.data} dpo"], "gold")
-        row.append("" if arm.weighting is None else number(against, "+.3f"))
-        row += [number(gain(paths[name], "greedy"), "+.3f"), number(intervals(paths[name], "kl")[-1], ".1f")]
+        path = paths[name]
+        row = [DATA[arm.data], LABELS[name], number(over_curve(path, paths[TEMPERED]), "+.3f")]
+        row.append("" if arm.weighting is None else number(apart(paths, name, f"{arm.data} dpo"), "+.3f"))
+        row += [number(gain(path, "greedy"), "+.3f"), words[name]]
+        row += [number(gain(path, f"greedy {part}"), "+.3f") for part in ("content", "style")]
+        row.append(number(intervals(path, "kl")[-1], ".1f"))
         weight = mean_interval(results["steps"][name]["weight"])
         rows.append([*row, "1" if arm.weighting is None else number(weight, ".2g")])
     return rows
 
 
 def notes(results: dict) -> Notes:
-    """What was equal, the papers' further claims, and what the seeds share."""
-    settings = results["settings"]
+    """What was equal, WPO's claims one by one, and what the seeds share."""
+    settings, paths = results["settings"], results["paths"]
     return Notes(
         equal=[
             "prompts, number of pairs, epochs and learning rate are equal in all arms",
@@ -142,22 +156,24 @@ def notes(results: dict) -> Notes:
             "the KL differs",
             *data_notes(results["data"]),
         ],
-        found=[*alignment_notes(results["paths"]), *hybrid_notes(results["paths"]), *epoch_notes(results)],
+        found=[*(claim_note(paths, *pair) for pair in CLAIMS), *hybrid_notes(paths), *epoch_notes(results)],
         limits=[
             *sharing_notes(settings["seeds"], settings["documents"], settings["held_out"]),
             "the other policy is a smaller model; pairs of a stronger one may teach more",
             "in hybrid pairs the strong writer is the author, with whose summary the reward compares",
             f"the reward is {REWARDS[gold_of(results)]}",
             "one small model, one beta and one learning rate",
-            "about 1 in 20 of these differences would be decided by chance",
+            correction_note({"the answer": len(CLAIMS), "who learns": len(methods(paths))}),
         ],
     )
 
 
-def compared(paths: dict[str, Path], a: str, b: str, *, full: bool = False) -> str:
-    """Two arms after the last epoch. full: their names say what they were trained on."""
-    names = (f"{DATA[ARMS[arm].data]} {LABELS[arm]}" if full else LABELS[arm] for arm in (a, b))
-    return comparison(*names, contrast(paths[a], paths[b], "gold"), ".3f")
+def claim_note(paths: dict[str, Path], a: str, b: str) -> str:
+    """A weighted arm against DPO on the same pairs: over SFT's curve, greedy, and the KL."""
+    told = comparison(LABELS[a], LABELS[b], apart(paths, a, b), ".3f")
+    greedy, kl = (contrast(paths[a], paths[b], measure) for measure in ("greedy", "kl"))
+    told += f"; {change('the greedy reward', greedy, '.3f')}, {change('the KL', kl, '.1f')} nats"
+    return f"{DATA[ARMS[a].data]} pairs: {told}"
 
 
 def data_notes(data: dict) -> list[str]:
@@ -173,27 +189,22 @@ def data_notes(data: dict) -> list[str]:
     return described
 
 
-def alignment_notes(paths: dict[str, Path]) -> list[str]:
-    """Claims about other people's pairs: sampled > greedy > likelihood > DPO; and weights of one response only."""
-    order = [f"alignment, off-policy: {compared(paths, a, b)}" for a, b in pairwise(ALIGNMENTS)]
-    sides = [f"one weight only, off-policy: {compared(paths, a, b)}" for a, b in combinations(ONE_SIDED, 2)]
-    return order + sides
-
-
 def hybrid_notes(paths: dict[str, Path]) -> list[str]:
-    """Pairs that hold the author's own summary against the policy's own pairs."""
-    return [compared(paths, f"hybrid {method}", f"on {method}", full=True) for method in ("dpo", "wpo")]
+    """Greedy reward after other pairs than the policy's own against its own pairs, by DPO."""
+    found = []
+    for name in ("off", "hybrid"):
+        difference = contrast(paths[f"{name} dpo"], paths["on dpo"], "greedy")
+        words = comparison(f"DPO on {DATA[name]} pairs", "on on-policy pairs", difference, ".3f")
+        found.append(f"greedy reward: {words}")
+    return found
 
 
 def epoch_notes(results: dict) -> list[str]:
-    """What the further epochs left to WPO and to DPO, per data set; nothing after a single epoch."""
+    """What the further epochs did to the greedy reward, per data set and method; nothing after a single epoch."""
     paths, epochs = results["paths"], results["settings"]["epochs"]
     found = []
     for name, label in DATA.items() if len(epochs) > 1 else ():
-        later = contrast(paths[f"{name} wpo"], paths[f"{name} dpo"], "gold", since=1)
-        verdict = told(later, "WPO keeps more", "DPO keeps more", "that one keeps more cannot be told")
-        found.append(
-            f"{label}, from {epochs_of(epochs[0])} to {epochs[-1]}: {verdict}; WPO's change minus DPO's is "
-            f"{number(later, '+.3f')}"
-        )
+        for method in ("dpo", "wpo"):
+            moved = change("the greedy reward", gain(paths[f"{name} {method}"], "greedy", since=1), ".3f")
+            found.append(f"{label} {method.upper()}, from {epochs_of(epochs[0])} to {epochs[-1]}: {moved}")
     return found
