@@ -19,9 +19,9 @@ LONG = Example((2,) * 60, ((3, 1), (4, 1)), 7)
 FAULTS = {
     "a tracker that is not installed": ({"report_to": ("trackio",)}, None, "pip install trackio"),
     "a device that is not there": ({"device": "meta2"}, None, "device='meta2'"),
-    "an evaluation example beyond the budget": ({"tokens_per_batch": 50}, [LONG], "row 7 with 6[24] tokens"),
+    "an evaluation example beyond the budget": ({"tokens_per_batch": 50}, [LONG], "row 7 of 6[24] tokens"),
     "an evaluation example with unknown ids": ({}, [Example((2,), ((99, 1), (4, 1)), 7)], "token id 99"),
-    "a training example beyond the budget": ({"tokens_per_batch": 5}, None, "exceed tokens_per_batch=5"),
+    "a training example beyond the budget": ({"tokens_per_batch": 5}, None, r"\d examples beyond tokens_per_batch=5"),
 }
 
 

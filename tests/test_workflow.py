@@ -351,7 +351,7 @@ def test_prompts_of_the_users_own(sft, tmp_path):
     write_prompts(file)
     with pytest.raises(ValueError, match="judge='content' needs a `reference`"):
         run(out, sft, prompts_file=str(file))
-    found = run(out, sft, prompts_file=str(file), iterations=1, judge="length", function=by_length)
+    found = run(out, sft, prompts_file=str(file), iterations=1, judge="length", function=by_length, gold=None)
     assert "gold" not in found["policies"][1] and found["judges"] == ["score"]
 
 
@@ -379,7 +379,7 @@ def test_prompts_as_messages_reach_the_judge_as_messages(tmp_path):
     tokenizer.save_pretrained(judge)
     rows = [{"prompt": [{"role": "user", "content": d.description}]} for d in toy_corpus()[:20]]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = {"prompts_file": str(tmp_path / "prompts.jsonl"), "iterations": 1}
+    options = {"prompts_file": str(tmp_path / "prompts.jsonl"), "iterations": 1, "gold": None}
     run(tmp_path / "a", str(sft), judge=str(judge), **options)
     prompts, drawn = table(tmp_path / "a", 1, "prompts"), table(tmp_path / "a", 1, "candidates")
     candidate = next(row for row in drawn if row["text"])

@@ -260,7 +260,7 @@ def summed_weight(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_l
     return weight * logsigmoid_dpo(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta)[0]
 
 
-OFFLINE = preset("vpo-offline")  # alpha beta = .02, pessimistic, on the chosen response
+OFFLINE = preset("vpo-offline", alpha=0.2)  # alpha beta = .02, pessimistic, on the chosen response
 
 RIGHT: dict[str, tuple[Loss, Objective | None]] = {
     "logsigmoid": (logsigmoid_dpo, None),
