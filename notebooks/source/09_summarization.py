@@ -12,7 +12,7 @@
 #     title: Can a language model learn to summarise better from comparisons of its own summaries?
 #     shows: the main job step by step, what a mere temperature reaches, what DPO, WPO and pessimistic VPO learn beyond
 #     needs: a CPU and the shipped small model
-#     time_budget_s: 240
+#     time_budget_s: 300
 #     objectives:
 #       - go from raw documents to labelled comparisons by a judge, one of your own included
 #       - derive DPO, WPO and pessimistic VPO as settings of one loss, and check them against the library
