@@ -24,11 +24,10 @@ from rlhf_lab.common.plots import (
     style,
 )
 from rlhf_lab.data.docstrings import TLDR_TOKEN
+from rlhf_lab.workflow.measures import content_and_style
 from rlhf_lab.workflow.report import claim, label
 
-PARTS = ("rougeL", "imperative", "sentence", "short", "found")
-STYLE = PARTS[1:]
-GREY = OKABE_ITO["black"]
+BLACK = OKABE_ITO["black"]
 Records = Sequence[Mapping]
 SAMPLED = ("sampled at temperature 1", "reward", "KL, nats", "minus SFT", "minus SFT at that KL", "tokens")
 GREEDY = ("greedy", "reward", "minus SFT", "minus SFT at that length", "content", "style")
@@ -158,12 +157,12 @@ def _frontier(ax: Axes, records: Records) -> None:
             (_over(found, lambda row: row["kl"]), _over(found, lambda row: row["gold"]), found[0]["temperature"])
         )
     xs = [kl["mean"] for kl, _, _ in curve]
-    ax.plot(xs, [reward["mean"] for _, reward, _ in curve], ".--", color=GREY, linewidth=1.2, label="_SFT")
+    ax.plot(xs, [reward["mean"] for _, reward, _ in curve], ".--", color=BLACK, linewidth=1.2, label="_SFT")
     band = ([reward["low"] for _, reward, _ in curve], [reward["high"] for _, reward, _ in curve])
-    ax.fill_between(xs, *band, color=GREY, alpha=0.1, linewidth=0)
+    ax.fill_between(xs, *band, color=BLACK, alpha=0.1, linewidth=0)
     for kl, reward, temperature in curve:
         text = {1.0: "SFT, T 1", 0.0: "SFT, greedy"}.get(temperature, f"T {temperature:g}")
-        ax.annotate(text, (kl["mean"], reward["mean"]), (5, -11), textcoords="offset points", color=GREY, fontsize=8)
+        ax.annotate(text, (kl["mean"], reward["mean"]), (5, -11), textcoords="offset points", color=BLACK, fontsize=8)
     places = []
     for place, row in enumerate(records[0]["policies"]):
         if row["iteration"]:
@@ -189,10 +188,10 @@ def _label_on_the_left(ax: Axes, places: Sequence[tuple[float, float, str]]) -> 
 def _content_and_style(ax: Axes, records: Records) -> None:
     for name in records[0]["unlearned"]:
         content, kept = _content_style([record["unlearned"][name]["parts"] for record in records])
-        ax.plot(kept, content, "x", color=GREY, label="_unlearned")
+        ax.plot(kept, content, "x", color=BLACK, label="_unlearned")
         right = kept > 0.6
         place = {"ha": "right" if right else "left", "textcoords": "offset points", "fontsize": 8}
-        ax.annotate(name, (kept, content), (-6 if right else 6, -3), color=GREY, **place)
+        ax.annotate(name, (kept, content), (-6 if right else 6, -3), color=BLACK, **place)
     for place, row in enumerate(records[0]["policies"]):
         each = [_content_style([record["policies"][place]["parts"]["greedy"]]) for record in records]
         colour = method_colour(row["policy"])
@@ -242,6 +241,6 @@ def _made_of(parts: Sequence[Mapping[str, float]]) -> tuple[str, str]:
 
 
 def _content_style(parts: Sequence[Mapping[str, float]]) -> tuple[float, float]:
-    """Means over runs of ROUGE-L F1, and of the rules of style."""
-    content = float(np.mean([row["rougeL"] for row in parts]))
-    return content, float(np.mean([[row[name] for name in STYLE] for row in parts]))
+    """`content_and_style`, as means over runs."""
+    content, kept = np.mean([content_and_style(row) for row in parts], axis=0)
+    return float(content), float(kept)

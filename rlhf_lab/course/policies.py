@@ -10,6 +10,7 @@ from matplotlib.patheffects import withStroke
 
 from rlhf_lab.common.plots import GREY, METHOD_LABELS, OKABE_ITO, label_ends, method_colour
 from rlhf_lab.judges.style import StyleParts
+from rlhf_lab.workflow.measures import content_and_style
 
 Interval = Mapping[str, float]  # {mean, low, high}
 
@@ -94,11 +95,6 @@ def draw_halves(ax: Axes, names: Sequence[str], parts: Sequence[Mapping[str, flo
     ax.grid(False, axis="y")
     ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.14), ncols=2)
     return "; ".join(told)
-
-
-def content_and_style(part: Mapping[str, float]) -> tuple[float, float]:
-    """(ROUGE-L F1, the mean of the four rules), of the means of a policy's parts."""
-    return part["rougeL"], sum(part[rule] for rule in StyleParts._fields) / len(StyleParts._fields)
 
 
 def gains_table(rows: Sequence[Mapping], column: str) -> tuple[list[str], list[tuple]]:

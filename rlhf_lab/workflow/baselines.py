@@ -13,10 +13,9 @@ import pyarrow as pa
 
 from rlhf_lab.common.intervals import bootstrap_mean
 from rlhf_lab.engine.generate import sample
-from rlhf_lab.judges.style import document_of
 from rlhf_lab.workflow.artefacts import Artefact, read_rows, stage, write_rows
 from rlhf_lab.workflow.evaluation import TABLE, Written, add_logps, judged, of_decoding, parts
-from rlhf_lab.workflow.measures import LEAD_WORDS, mean_over, part_means, reward_measures
+from rlhf_lab.workflow.measures import LEAD_WORDS, lead_texts, mean_over, part_means, reward_measures
 from rlhf_lab.workflow.prompts import Row, unpacked
 from rlhf_lab.workflow.run import Loop, NamedJudge
 from rlhf_lab.workflow.scores import references_of, scores, wins_against
@@ -143,12 +142,11 @@ def unlearned_texts(asked: Sequence[Row], gold: NamedJudge) -> dict[str, list[st
     The template is the corpus' shortest command with the document's first words and a period: it breaks no rule of the
     house style, and says nothing that it has understood.
     """
-    documents = [document_of(row["prompt"]).split() for row in asked]
-    texts = {f"first {LEAD_WORDS} words": [" ".join(words[:LEAD_WORDS]) for words in documents]}
+    texts = {f"first {LEAD_WORDS} words": lead_texts(asked)}
     if gold.verbs is not None:
         verb = "return" if "return" in gold.verbs else min(gold.verbs, key=lambda word: (len(word), word))
         name = f'"{verb.capitalize()}", first {TEMPLATE_WORDS} words, period'
-        texts[name] = [f"{verb.capitalize()} {' '.join(words[:TEMPLATE_WORDS]).rstrip('.,;:')}." for words in documents]
+        texts[name] = [f"{verb.capitalize()} {lead.rstrip('.,;:')}." for lead in lead_texts(asked, TEMPLATE_WORDS)]
     return texts
 
 

@@ -1,13 +1,13 @@
 """The numbers of a policy, from what it wrote to held-out prompts: means over prompts, with 95% intervals over them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from rlhf_lab.common.intervals import bootstrap_mean
-from rlhf_lab.data.docstrings import TLDR_TOKEN, DocstringPair
+from rlhf_lab.data.docstrings import DocstringPair
 from rlhf_lab.judges.rouge import ROUGE_TYPES, rouge
-from rlhf_lab.judges.style import StyleParts
+from rlhf_lab.judges.style import StyleParts, document_of
 from rlhf_lab.workflow.candidates import Candidate
 from rlhf_lab.workflow.evaluation import Written, of_decoding
 from rlhf_lab.workflow.prompts import Row
@@ -52,6 +52,11 @@ def part_means(rows: Sequence[dict]) -> dict[str, float]:
     """Means of the parts that a reward is made of, of those that the rows have."""
     known = [name for name in PARTS if rows[0].get(name) is not None]
     return {name: float(np.mean([row[name] for row in rows])) for name in known}
+
+
+def content_and_style(part: Mapping[str, float]) -> tuple[float, float]:
+    """(ROUGE-L F1, the mean of the four rules), of the means of a policy's parts."""
+    return part["rougeL"], sum(part[rule] for rule in StyleParts._fields) / len(StyleParts._fields)
 
 
 def mean_over(rows: Sequence[Sequence[dict]], number: Callable[[dict], float], seed: int) -> dict:
@@ -103,10 +108,15 @@ def summary_measures(rows: Sequence[Sequence[Candidate]], documents: Sequence[Do
 
 def lead_words(asked: Sequence[Row], words: int = LEAD_WORDS, *, seed: int = 0) -> dict:
     """The baseline that understands nothing, a prompt's first `words` words as its response: reward and rouge."""
-    texts = [" ".join(str(row["prompt"]).removesuffix(TLDR_TOKEN).split()[:words]) for row in asked]
+    texts = lead_texts(asked, words)
     human = [row["reference"] for row in asked]
     rewards = [[rouge(text, reference)["rougeL"]] for text, reference in zip(texts, human, strict=True)]
     return {"words": words, "rouge": rouge_means(texts, human)} | reward_measures(rewards, seed=seed)
+
+
+def lead_texts(asked: Sequence[Row], words: int = LEAD_WORDS) -> list[str]:
+    """The first `words` words of each prompt's document."""
+    return [" ".join(document_of(row["prompt"]).split()[:words]) for row in asked]
 
 
 def rouge_means(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
